@@ -1,0 +1,41 @@
+"""Trials, seeds, the store of results, statistics and the one training loop."""
+
+from gradatim.bench.study import (
+    Arm,
+    Claim,
+    Contrast,
+    Control,
+    Curve,
+    Effect,
+    Level,
+    Outcome,
+    Paper,
+    Profile,
+    Results,
+    Scale,
+    Study,
+    StudyFigure,
+    Table,
+    Trial,
+    tuning_seeds,
+)
+
+__all__ = [
+    "Arm",
+    "Claim",
+    "Contrast",
+    "Control",
+    "Curve",
+    "Effect",
+    "Level",
+    "Outcome",
+    "Paper",
+    "Profile",
+    "Results",
+    "Scale",
+    "Study",
+    "StudyFigure",
+    "Table",
+    "Trial",
+    "tuning_seeds",
+]

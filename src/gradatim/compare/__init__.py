@@ -1,0 +1,1 @@
+"""Which one on my data? One module per task."""

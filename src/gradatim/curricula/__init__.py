@@ -1,0 +1,1 @@
+"""In which order? Samplers, weights, difficulty and selection signals."""

@@ -1,0 +1,1 @@
+"""How does it answer? Thinking, constrained decoding, search and prompting."""

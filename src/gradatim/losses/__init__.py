@@ -1,0 +1,1 @@
+"""What counts as right? Torch modules and sentence-transformers losses."""

@@ -1,0 +1,1 @@
+"""What learns? Torch modules, PreTrainedModel and scikit-learn estimators."""

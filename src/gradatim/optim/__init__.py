@@ -1,0 +1,1 @@
+"""How does it move? Optimizers, learning-rate schedules and inner loops."""

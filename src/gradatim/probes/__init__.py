@@ -1,0 +1,1 @@
+"""What did it learn? Measurements on any model."""

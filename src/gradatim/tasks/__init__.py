@@ -1,0 +1,1 @@
+"""What is there to learn? Datasets, generators and their metrics."""
