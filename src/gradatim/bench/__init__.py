@@ -1,5 +1,6 @@
 """Trials, seeds, the store of results, statistics and the one training loop."""
 
+from gradatim.bench.statistics import Estimate, estimate
 from gradatim.bench.study import (
     Arm,
     Claim,
@@ -19,14 +20,19 @@ from gradatim.bench.study import (
     Trial,
     tuning_seeds,
 )
+from gradatim.bench.summary import FailedTrial, StudyReport
+from gradatim.bench.verdict import ControlVerdict, Verdict, judge
 
 __all__ = [
     "Arm",
     "Claim",
     "Contrast",
     "Control",
+    "ControlVerdict",
     "Curve",
     "Effect",
+    "Estimate",
+    "FailedTrial",
     "Level",
     "Outcome",
     "Paper",
@@ -35,7 +41,11 @@ __all__ = [
     "Scale",
     "Study",
     "StudyFigure",
+    "StudyReport",
     "Table",
     "Trial",
+    "Verdict",
+    "estimate",
+    "judge",
     "tuning_seeds",
 ]

@@ -148,8 +148,7 @@ class Level:
     def __call__(self, results: Results) -> dict[int, float]:
         sign = 1.0 if self.better == "higher" else -1.0
         return {
-            seed: sign * (value - self.bound)
-            for seed, value in results.metric(self.arm, self.metric).items()
+            seed: sign * (value - self.bound) for seed, value in results.metric(self.arm, self.metric).items()
         }
 
 
