@@ -26,7 +26,9 @@ def trial(arm, seed, scale):
     if scale.get("hang") and arm.name == "shift" and seed == 1:
         time.sleep(30)
     noise = np.random.default_rng(seed).normal()
-    score = noise + arm.settings["add"] + 0.1 * np.random.default_rng([seed, 7]).normal() * arm.settings["add"]
+    score = (
+        noise + arm.settings["add"] + 0.1 * np.random.default_rng([seed, 7]).normal() * arm.settings["add"]
+    )
     return Outcome({"score": score}, {"loss": Curve([0, 1], [score, score / 2])})
 
 

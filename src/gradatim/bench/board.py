@@ -92,6 +92,9 @@ class Board:
         # Tables and identity are written in one transaction before WAL is switched on, so the file on
         # disk is either empty or already carries the application id.
         db = self._db
+        (sound,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if sound != "ok":
+            raise sqlite3.DatabaseError(" ".join(sound.split()))
         db.execute("BEGIN IMMEDIATE")
         try:
             (found,) = db.execute("PRAGMA user_version").fetchone()
@@ -111,9 +114,6 @@ class Board:
             raise
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        (sound,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if sound != "ok":
-            raise sqlite3.DatabaseError(sound)
 
     def put(self, record: TrialRecord, *, replace: bool = False) -> None:
         """Write one finished trial; a failure never hides a success unless `replace` is set."""

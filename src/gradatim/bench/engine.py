@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -295,11 +296,24 @@ def _on_ray(plan: Plan, chunks: Sequence[Chunk], options: RunOptions) -> Iterato
             ray.cancel(task, force=True)
 
 
+def _reach(address: str) -> None:
+    """Ask the port first: Ray itself would try a dead address for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as e:
+        raise PlanError(f"no Ray cluster at {address}: {e.strerror or e}") from e
+
+
 def _start_ray(options: RunOptions) -> Any:
     try:
         import ray
     except ImportError as e:
         raise PlanError("--engine ray needs Ray; install it with: pip install 'gradatim[ray]'") from e
+    if options.ray_address:
+        _reach(options.ray_address)
     if not ray.is_initialized():
         cluster: dict[str, Any] = (
             {"address": options.ray_address}

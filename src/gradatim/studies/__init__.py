@@ -1,1 +1,47 @@
-"""Does the paper hold? One module per paper."""
+"""Does the paper hold? One module per paper, found by number or slug."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from gradatim.bench import Study
+
+MODULES: dict[str, tuple[int, str]] = {
+    "boosted-network": (9, "boosted_network"),
+    "multi-positive": (10, "multi_positive"),
+    "schedule-refinement": (20, "schedule_refinement"),
+    "attention-svm": (22, "attention_svm"),
+}
+
+
+class UnknownStudy(LookupError):
+    """No study answers to that name; the message lists those there are."""
+
+
+def load(name: str) -> Study:
+    """The study of a paper by its number ("20", "09") or slug ("schedule-refinement").
+
+    Raises UnknownStudy with a one-line message that names what there is.
+    """
+    slug = _slug(name.strip().lower())
+    study: Study = importlib.import_module(f"gradatim.studies.{MODULES[slug][1]}").study
+    return study
+
+
+def load_all() -> list[Study]:
+    """Every study, by number."""
+    return [load(slug) for slug, _ in sorted(MODULES.items(), key=lambda item: item[1])]
+
+
+def _slug(name: str) -> str:
+    if name in MODULES:
+        return name
+    if name.isdigit():
+        for slug, (number, _) in MODULES.items():
+            if number == int(name):
+                return slug
+    near = difflib.get_close_matches(name, MODULES, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    known = ", ".join(f"{number:02d} {slug}" for slug, (number, _) in MODULES.items())
+    raise UnknownStudy(f"no study {name!r}{hint} There are: {known}")
