@@ -130,10 +130,12 @@ def test_any_bytes_give_a_board_or_one_line(tmp_path_factory, noise, keep):
     Board(path).close()
     data = path.read_bytes()
     path.write_bytes(data[:keep] + noise + data[keep + len(noise) :])
+    lines = []
     try:
         Board(path).close()
     except BoardError as e:
-        assert "\n" not in str(e)
+        lines = str(e).splitlines()
+    assert len(lines) <= 1
 
 
 def test_key_depends_on_everything_a_number_depends_on():

@@ -240,7 +240,7 @@ def test_no_cluster_at_that_address_is_one_line(board):
     ray = pytest.importorskip("ray")
     if ray.is_initialized():
         ray.shutdown()
-    with pytest.raises(PlanError, match="no Ray cluster at 127.0.0.1:1"):
+    with pytest.raises(PlanError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         go(toy.make(), board, engine="ray", ray_address="127.0.0.1:1")
 
 
