@@ -106,7 +106,7 @@ def print_report(console: Console, report: StudyReport) -> None:
         first = report.failed[0]
         console.print(
             Text(
-                f"  {len(report.failed)} failed trials; the first: {first.arm}, seed {first.seed}: {first.reason}"
+                f"  {len(report.failed)} failed trials, first {first.arm}, seed {first.seed}: {first.reason}"
             ),
             style="red",
         )
