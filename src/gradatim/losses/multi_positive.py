@@ -194,13 +194,13 @@ def objective_rows(
     match objective:
         case "infonce" | "rand1-lh":
             first = valid & (valid.cumsum(dim=1) == 1)
-            return F.softplus(z - positives.masked_fill(~first, 0.0).sum(dim=1))
+            return softplus(z - positives.masked_fill(~first, 0.0).sum(dim=1))
         case "joint-lh":
             z_all = torch.logaddexp(z, _logsumexp(positives, valid))
             rows = (z_all[:, None] - positives).masked_fill(~valid, 0.0).sum(dim=1)
             return rows / m if normalize else rows
         case "sum-marg-lh":
-            return F.softplus(z - _logsumexp(positives, valid))
+            return softplus(z - _logsumexp(positives, valid))
         case "lse-pair":
             lowest = torch.finfo(positives.dtype).min
             match positive_selector:
@@ -210,9 +210,9 @@ def objective_rows(
                     hardest = (-positives).masked_fill(~valid, lowest).amax(dim=1)
                 case "max":
                     hardest = -positives.masked_fill(~valid, lowest).amax(dim=1)
-            return F.softplus(z + hardest)
+            return softplus(z + hardest)
         case "expected-rand1-lh":
-            return F.softplus(z[:, None] - positives).masked_fill(~valid, 0.0).sum(dim=1) / m
+            return softplus(z[:, None] - positives).masked_fill(~valid, 0.0).sum(dim=1) / m
 
 
 def positive_columns(
@@ -272,6 +272,11 @@ def check_selectors(objective: Objective, positive_selector: str, negative_selec
         raise ValueError(f"negative_selector={negative_selector!r} is unknown; choose all or max")
     if objective != "lse-pair" and (positive_selector, negative_selector) != ("all", "all"):
         raise ValueError(f"selectors belong to objective='lse-pair'; with {objective!r} leave both at 'all'")
+
+
+def softplus(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 + exp(value)). `torch.nn.functional.softplus` drops exp(-value) above 20: 2e-9, not exact."""
+    return -F.logsigmoid(-value)
 
 
 def _logsumexp(values: Float[Tensor, "batch block"], keep: Bool[Tensor, "batch block"]) -> Tensor:
