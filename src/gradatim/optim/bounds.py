@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
-Vector = Float64[np.ndarray, "steps"]
+Vector = Float64[np.ndarray, " steps"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float64
 
 
 def assert_same_on_all_ranks(
-    factors: Float64[np.ndarray, "steps"], group: dist.ProcessGroup | None = None
+    factors: Float64[np.ndarray, " steps"], group: dist.ProcessGroup | None = None
 ) -> None:
     """Raise ValueError on every rank unless all hold the same factors (SHA-256 of their bytes).
 
@@ -35,8 +35,8 @@ def assert_same_on_all_ranks(
 
 
 def broadcast_factors(
-    factors: Float64[np.ndarray, "steps"] | None, source: int = 0, group: dist.ProcessGroup | None = None
-) -> Float64[np.ndarray, "steps"]:
+    factors: Float64[np.ndarray, " steps"] | None, source: int = 0, group: dist.ProcessGroup | None = None
+) -> Float64[np.ndarray, " steps"]:
     """The factors of rank `source`, on every rank; the others may give None.
 
     Outside a distributed run the factors come back as they are. Raises ValueError where the source has none.

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.optim import Optimizer
 
 from gradatim.optim.traces import GradNormTrace
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 SKIPPED = -1.0
 FIRST_CAPACITY = 1024
@@ -84,8 +87,8 @@ class GradNormRecorder:
             return
         if total_norm is None:
             total_norm = self._total_norm()
-        elif isinstance(total_norm, DTensor):
-            total_norm = total_norm.full_tensor()
+        elif (sharded := _as_dtensor(total_norm)) is not None:
+            total_norm = sharded.full_tensor()
         self._pending = total_norm.detach().clone()
 
     def norms(self) -> Tensor:
@@ -130,8 +133,8 @@ class GradNormRecorder:
         for name in ("norm", "every", "clipped"):
             if state_dict[name] != getattr(self, name):
                 raise ValueError(
-                    f"the saved record has {name}={state_dict[name]}, this one {getattr(self, name)}; records of"
-                    " different kinds cannot be joined"
+                    f"the saved record has {name}={state_dict[name]}, this one {getattr(self, name)};"
+                    " records of different kinds cannot be joined"
                 )
         values = state_dict["values"]
         self._seen = int(state_dict["seen"])
@@ -212,8 +215,9 @@ class GradNormRecorder:
         plain: list[Tensor] = []
         sharded: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
         for gradient in self._gradients():
-            if isinstance(gradient, DTensor):
-                groups, local = _local_shard(gradient)
+            as_dtensor = _as_dtensor(gradient)
+            if as_dtensor is not None:
+                groups, local = _local_shard(as_dtensor)
                 (sharded.setdefault(groups, []) if groups else plain).append(local)
             else:
                 plain.append(gradient)
@@ -236,8 +240,16 @@ class GradNormRecorder:
         return device
 
 
+def _as_dtensor(tensor: Tensor) -> DTensor | None:
+    # Importing DTensor takes half a second, and there is none before somebody has imported it.
+    module = sys.modules.get("torch.distributed.tensor")
+    return tensor if module is not None and isinstance(tensor, module.DTensor) else None
+
+
 def _local_shard(gradient: DTensor) -> tuple[tuple[dist.ProcessGroup, ...], Tensor]:
     """This rank's part of a gradient, and the groups over which its p-th powers add up."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
     placements = gradient.placements
     if any(isinstance(p, Partial) for p in placements):
         whole = [Replicate() if isinstance(p, Partial) else p for p in placements]

@@ -35,7 +35,7 @@ class RefinedSchedule:
         version: the version of this library.
     """
 
-    factors: Float64[np.ndarray, "steps"]
+    factors: Float64[np.ndarray, " steps"]
     power: float
     tau: float
     floor: float

@@ -105,7 +105,7 @@ def refine_schedule(
     )
 
 
-def smooth(norms: Float64[np.ndarray, "steps"], tau: float) -> Float64[np.ndarray, "steps"]:
+def smooth(norms: Float64[np.ndarray, " steps"], tau: float) -> Float64[np.ndarray, " steps"]:
     """Running median of odd width 2 floor(tau T / 2) + 1.
 
     Past its ends the trace is continued by its first value on the left and by its mirror image on the
@@ -121,7 +121,7 @@ def smooth(norms: Float64[np.ndarray, "steps"], tau: float) -> Float64[np.ndarra
     return filtered[half : half + norms.size]
 
 
-def decay_factors(weights: Float64[np.ndarray, "steps"]) -> Float64[np.ndarray, "steps"]:
+def decay_factors(weights: Float64[np.ndarray, " steps"]) -> Float64[np.ndarray, " steps"]:
     """eta_t = w_t sum_{s>t} w_s over its maximum, by a reversed cumulative sum (never total - cumsum)."""
     later = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
     eta = weights * later
@@ -129,7 +129,7 @@ def decay_factors(weights: Float64[np.ndarray, "steps"]) -> Float64[np.ndarray, 
 
 
 def _factors(
-    norms: Float64[np.ndarray, "steps"], power: float, floor: float, max_peak: float
+    norms: Float64[np.ndarray, " steps"], power: float, floor: float, max_peak: float
 ) -> tuple[np.ndarray | None, str | None]:
     """The factors, or None where there are none; and what is wrong with them, or None."""
     positive = norms[norms > 0]
@@ -150,7 +150,7 @@ def _factors(
     return factors, None
 
 
-def _resample(norms: Float64[np.ndarray, "recorded"], steps: int) -> Float64[np.ndarray, "steps"]:
+def _resample(norms: Float64[np.ndarray, " recorded"], steps: int) -> Float64[np.ndarray, " steps"]:
     if steps == norms.size:
         return norms
     new = np.arange(1, steps + 1, dtype=np.float64) / steps
@@ -158,7 +158,7 @@ def _resample(norms: Float64[np.ndarray, "recorded"], steps: int) -> Float64[np.
     return np.interp(new, recorded, norms)
 
 
-def _combine(norms: Float64[np.ndarray, "runs steps"], over_runs: OverRuns) -> Float64[np.ndarray, "steps"]:
+def _combine(norms: Float64[np.ndarray, "runs steps"], over_runs: OverRuns) -> Float64[np.ndarray, " steps"]:
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "median": lambda x: np.median(x, axis=0),
         "mean": lambda x: x.mean(axis=0),

@@ -55,8 +55,8 @@ class TableLR(LRScheduler):
         found = len(state_dict["factors"])
         if found != len(self.factors):
             raise ValueError(
-                f"the saved schedule has {found} steps, this one {len(self.factors)}: a table cannot change its"
-                " horizon in the middle of a run; build it with the saved length"
+                f"the saved schedule has {found} steps, this one {len(self.factors)}: a table cannot"
+                " change its horizon in the middle of a run; build it with the saved length"
             )
         super().load_state_dict(state_dict)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float64
 
-Factors = Float64[np.ndarray, "steps"]
+Factors = Float64[np.ndarray, " steps"]
 
 
 def linear(steps: int, *, end_factor: float = 0.0) -> Factors:
@@ -96,7 +96,8 @@ def stepwise(steps: int, *, milestones: tuple[float, ...] = (0.5, 0.75), gamma: 
 def warmup_polynomial(steps: int, *, warmup: float, exponent: float = 1.0) -> Factors:
     """The two-number shape that the paper's authors suggest per task.
 
-    With s = t / (T-1): s / warmup up to the end of the warm-up, then (1 - (s - warmup) / (1 - warmup))^exponent.
+    With s = t / (T-1): s / warmup up to the end of the warm-up, then
+    (1 - (s - warmup) / (1 - warmup))^exponent.
     The rate starts one step's share above zero, so that the first step moves.
     """
     _check_steps(steps)

@@ -81,7 +81,8 @@ def read_trace(
     size = file.stat().st_size
     if size > max_bytes:
         raise TraceError(
-            f"{name}: {size} bytes is more than the {max_bytes} allowed; log every k-th step, or raise max_bytes"
+            f"{name}: {size} bytes is more than the {max_bytes} allowed; log every k-th step, or"
+            " raise max_bytes"
         )
     suffix = file.suffix.lower()
     readers = {".csv": _csv, ".tsv": _csv, ".json": _json, ".jsonl": _json_lines, ".ndjson": _json_lines}

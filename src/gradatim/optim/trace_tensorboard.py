@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradatim.optim.trace_readers import Record, TraceError, norm_type_in_name, build_trace
+from gradatim.optim.trace_readers import Record, TraceError, build_trace, norm_type_in_name
 from gradatim.optim.traces import GradNormTrace
 
 

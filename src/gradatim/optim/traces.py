@@ -34,8 +34,8 @@ class GradNormTrace:
     that do not increase, or another norm type.
     """
 
-    norms: Float64[np.ndarray, "recorded"]
-    steps: Int64[np.ndarray, "recorded"] | None = None
+    norms: Float64[np.ndarray, " recorded"]
+    steps: Int64[np.ndarray, " recorded"] | None = None
     norm_type: int | None = None
     optimizer: str = ""
     batch_size: int | None = None
@@ -59,7 +59,7 @@ class GradNormTrace:
     def __len__(self) -> int:
         return int(self.norms.size)
 
-    def on_even_grid(self) -> Float64[np.ndarray, "recorded"]:
+    def on_even_grid(self) -> Float64[np.ndarray, " recorded"]:
         """The norms at evenly spaced steps; interpolated linearly where the log has gaps."""
         if self.steps is None or len(self) < 3 or np.ptp(np.diff(self.steps)) == 0:
             return self.norms
