@@ -15,8 +15,26 @@ from gradatim.compare.errors import DataError, quoted
 from gradatim.compare.readers.text import check_file, refuse_os_error, text_lines
 
 DELIMITERS = (",", ";", "\t", "|")
-MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "?")
-BLOCK = 2**20
+MISSING = (
+    "",
+    "NA",
+    "N/A",
+    "n/a",
+    "NaN",
+    "nan",
+    "NULL",
+    "null",
+    "None",
+    "<NA>",
+    "#N/A",
+    "#NA",
+    "#N/A N/A",
+    "-nan",
+    "-NaN",
+    "?",
+)
+# Arrow reads up to 32 blocks ahead, and a record must fit into one.
+BLOCK = 2 * 2**20
 MOST_COLUMNS = 10_000
 
 
@@ -108,6 +126,13 @@ class DelimitedFile:
                     f"has {len(fields)} fields where the header has {len(self.names)}",
                     f"give every line {len(self.names)} fields, quoting those that hold"
                     f" {quoted(self.delimiter)}",
+                    file=self.path,
+                    line=line,
+                ) from None
+            if sum(len(field.encode()) for field in fields) > BLOCK // 2:
+                raise DataError(
+                    f"is a record of more than {BLOCK // 2**21} MiB",
+                    "leave such texts out of a table",
                     file=self.path,
                     line=line,
                 ) from None

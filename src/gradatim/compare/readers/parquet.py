@@ -41,7 +41,9 @@ class ParquetFile:
             file = parquet.ParquetFile(self.path, pre_buffer=False)
             for batch in file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False):
                 arrays = [_cast(batch.column(name), to) for name, to in zip(columns, casts, strict=True)]
-                yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
+                table = pa.RecordBatch.from_arrays(arrays, names=list(columns))
+                table.validate(full=True)
+                yield table
         except DataError:
             raise
         except Exception as error:
