@@ -1,1 +1,27 @@
 """What learns? Torch modules, PreTrainedModel and scikit-learn estimators."""
+
+from gradatim.models.boosted_head import BoostedHead
+from gradatim.models.boosted_network import BoostedMLPClassifier, BoostedMLPRegressor
+from gradatim.models.boosted_objectives import BoostingObjective, CrossEntropy, LogExponential, SquaredError
+from gradatim.models.text_encoder import (
+    EncoderUnavailableError,
+    check_text_encoder,
+    encode_texts,
+    encoder_digest,
+    load_text_encoder,
+)
+
+__all__ = [
+    "BoostedHead",
+    "BoostedMLPClassifier",
+    "BoostedMLPRegressor",
+    "BoostingObjective",
+    "CrossEntropy",
+    "EncoderUnavailableError",
+    "LogExponential",
+    "SquaredError",
+    "check_text_encoder",
+    "encode_texts",
+    "encoder_digest",
+    "load_text_encoder",
+]
