@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-WORDS = [
-    *["sum", "mean", "matrix", "vector", "array", "norm", "axis", "sort", "sparse", "dense", "kernel", "fit", "predict", "score", "tree", "forest"],
-    *["linear", "logistic", "fourier", "signal", "filter", "wave", "sample", "random", "normal", "gamma", "beta", "test", "file", "read", "write"],
-    *["the", "a", "of", "and", "to", "in", "for", "with", "over", "along", "returns", "computes", "given", "each", "two"],
-]
+_VOCABULARY = """
+sum mean matrix vector array norm axis sort sparse dense kernel fit predict score tree forest linear logistic
+fourier signal filter wave sample random normal gamma beta test file read write the a of and to in for with
+over along returns computes given each two
+"""
+WORDS = _VOCABULARY.split()
 
 
 def tiny_encoder(folder: Path, seed: int = 0, dropout: float = 0.0, layers: int = 1) -> Any:

@@ -132,7 +132,9 @@ def keyed_lots(
     seed: int, epoch: int, keys: Int[Tensor, " batch"], places: int
 ) -> Float[Tensor, "batch places"]:
     """Uniform numbers in [0, 1) that follow from (seed, epoch, key, place) on every machine."""
-    state = mix(mix(keys + mix(torch.full_like(keys, seed)) + epoch * _MIX[0]))
+    # Products stay tensors: they wrap around at 64 bits, Python's would not.
+    when = mix(torch.full_like(keys, seed)) + torch.full_like(keys, epoch) * _MIX[0]
+    state = mix(mix(keys + when))
     each = mix(state[:, None] + torch.arange(1, places + 1, device=keys.device) * _MIX[0])
     # float32 holds 24 bits exactly on every device; more would round up to 1.
     return ((each >> 40) & 0xFFFFFF).float() / 2**24
