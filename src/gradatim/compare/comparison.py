@@ -28,6 +28,7 @@ from gradatim.bench.study import (
     Results,
     Scale,
     Study,
+    StudyFigure,
     TrialFunction,
 )
 from gradatim.compare.errors import DataError
@@ -95,6 +96,7 @@ def comparison_study(
     overlap: float = 0.0,
     source: str,
     remark: str = "",
+    figures: tuple[StudyFigure, ...] = (),
 ) -> Study:
     """The study of `task` on the user's data.
 
@@ -103,7 +105,7 @@ def comparison_study(
     `remark` says how it was split and what was left out.
     """
     chosen = choose_arms(task, arms)
-    named = list(dict.fromkeys(arms or task.default)) if len(chosen) else []
+    named = arms or task.default
     baseline = chosen[0]
     metric, better = metrics[0]
     claims = tuple(
@@ -122,7 +124,7 @@ def comparison_study(
         headline=tuple(metrics),
         trial=task.trial,
         data=task.data,
-        notes=remark,
+        figures=figures,
     )
 
 

@@ -16,17 +16,19 @@ Names = Mapping[tuple[str, ...], str]
 SPACE = "\ue000"
 
 
-def estimator_code(estimator: BaseEstimator, variables: Mapping[str, list[str]]) -> tuple[list[str], str]:
-    """(import lines, assignments up to `model = ...`) for an unfitted estimator.
+def estimator_code(
+    estimator: BaseEstimator, variables: Mapping[str, list[str]], name: str = "model"
+) -> tuple[list[str], str]:
+    """(import lines, assignments up to `NAME = ...`) for an unfitted estimator.
 
     Parameters at their default are left out. A list that equals one of `variables` is written as that
     variable, which is assigned first.
     """
     imports: set[str] = set()
-    lists = [f"{name} = {_list_of_names(values)}" for name, values in variables.items() if values]
-    names = {tuple(values): name for name, values in variables.items() if values}
+    lists = [f"{variable} = {_list_of_names(values)}" for variable, values in variables.items() if values]
+    names = {tuple(values): variable for variable, values in variables.items() if values}
     model = _expression(estimator, imports, names, 0)
-    return sorted(imports), "\n".join([*lists, f"model = {model}"])
+    return sorted(imports), "\n".join([*lists, f"{name} = {model}"])
 
 
 def _list_of_names(values: list[str]) -> str:

@@ -13,30 +13,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from gradatim.bench.study import Arm, Better, Outcome, Scale, Study
-from gradatim.compare.comparison import Task, Winner, as_metrics, comparison_study, content_digest
+from gradatim.compare.comparison import Task, Winner, as_metrics, comparison_study
 from gradatim.compare.estimator_code import estimator_code
-from gradatim.compare.readers.delimited import DelimitedFile
-from gradatim.compare.readers.table import PARQUET_ENDINGS, Kind, TableData, read_table
+from gradatim.compare.readers.table import Kind, TableData
+from gradatim.compare.table_source import (
+    OUTER_FOLDS,
+    load,
+    outer_fold,
+    read_code,
+    shuffled_folds,
+    table_digest,
+    table_scale,
+)
 from gradatim.compare.tabular_arms import ARMS, build_pipeline, grid
 
-OUTER_FOLDS = 5
 INNER_FOLDS = 3
 METRICS: dict[str, tuple[tuple[str, Better], ...]] = {
     "classification": (("accuracy", "higher"), ("log loss", "lower"), ("balanced accuracy", "higher")),
     "regression": (("RMSE", "lower"), ("MAE", "lower"), ("R2", "higher")),
 }
-
-
-def data(scale: Scale) -> str:
-    """A digest of the file's bytes and of how it is read."""
-    return content_digest([Path(scale["data"])], {k: v for k, v in scale.items() if k != "data"})
 
 
 def trial(arm: Arm, seed: int, scale: Scale) -> Outcome:
@@ -54,19 +55,13 @@ def trial(arm: Arm, seed: int, scale: Scale) -> Outcome:
     return Outcome({**_scores(model, table, test), **as_metrics(settings)})
 
 
-def outer_fold(table: TableData, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the training and of the test part of a seed."""
-    repeat, fold = divmod(seed, OUTER_FOLDS)
-    return list(_folds(table.kind, OUTER_FOLDS, repeat).split(table.features, table.target))[fold]
-
-
 def search(arm: str, table: TableData, rows: np.ndarray, seed: int) -> dict[str, float]:
     """The settings of the arm's grid with the best mean on the first metric over inner folds of `rows`."""
     points = grid(arm)
     if len(points) == 1:
         return points[0]
     features, target = table.features.iloc[rows], table.target[rows]
-    folds = list(_folds(table.kind, INNER_FOLDS, seed).split(features, target))
+    folds = list(shuffled_folds(table.kind, INNER_FOLDS, seed).split(features, target))
     scores = []
     for point in points:
         values = []
@@ -96,15 +91,7 @@ def comparison(
     Reads and checks the whole file once. Above `max_rows` rows a seeded uniform sample is used, and the
     study says so. Raises DataError for data or arms that cannot be used.
     """
-    scale = {
-        "data": str(Path(data_file).absolute()),
-        "target": target,
-        "kind": kind,
-        "drop": list(drop),
-        "categorical": list(categorical),
-        "max_rows": max_rows,
-        "sample_seed": sample_seed,
-    }
+    scale = table_scale(data_file, target, kind, drop, categorical, max_rows, sample_seed)
     table = load(scale)
     metrics = METRICS[table.kind]
     rows, columns = table.features.shape
@@ -127,63 +114,15 @@ def comparison(
     )
 
 
-def load(scale: Scale) -> TableData:
-    """The table that a scale names, read once per process."""
-    return _load(
-        scale["data"],
-        scale["target"],
-        scale["kind"],
-        tuple(scale["drop"]),
-        tuple(scale["categorical"]),
-        scale["max_rows"],
-        scale["sample_seed"],
-        Path(scale["data"]).stat().st_mtime_ns if Path(scale["data"]).is_file() else 0,
-    )
-
-
-@lru_cache(maxsize=2)
-def _load(
-    path: str,
-    target: str,
-    kind: Any,
-    drop: tuple[str, ...],
-    categorical: tuple[str, ...],
-    max_rows: int,
-    seed: int,
-    changed: int,
-) -> TableData:
-    return read_table(
-        path,
-        target,
-        kind=kind,
-        drop=drop,
-        categorical=categorical,
-        max_rows=max_rows,
-        seed=seed,
-        least_per_class=OUTER_FOLDS,
-    )
-
-
 def winner_code(won: Winner, scale: Scale) -> str:
     """Code that fits the winner, with the settings chosen most often, on the user's file."""
     table = load(scale)
-    path = Path(scale["data"])
-    separator = _separator(path)
-    extra = "" if separator == "," else f", sep={separator!r}"
-    if path.suffix.lower() in PARQUET_ENDINGS:
-        read = f"pd.read_parquet({str(path)!r})"
-    else:
-        read = f'pd.read_csv({str(path)!r}, na_values="?"{extra})'
     columns = {"numeric": list(table.numeric), "categorical": list(table.categorical)}
     imports, model = estimator_code(_pipeline(won.arm, dict(won.settings), table, 0), columns)
     features = " + ".join(name for name, values in columns.items() if values)
     as_type = "str" if table.kind == "classification" else "float"
     fit = f"model.fit(table[{features}], table[{scale['target']!r}].astype({as_type}))"
-    return "\n".join([*sorted(["import pandas as pd", *imports]), "", model, f"table = {read}", fit])
-
-
-def _separator(path: Path) -> str:
-    return "," if path.suffix.lower() in PARQUET_ENDINGS else DelimitedFile(path).delimiter
+    return "\n".join([*sorted(["import pandas as pd", *imports]), "", model, read_code(scale), fit])
 
 
 def fit_winner(won: Winner, scale: Scale) -> Any:
@@ -199,13 +138,6 @@ def fit_winner(won: Winner, scale: Scale) -> Any:
 
 def _pipeline(arm: str, settings: dict[str, float], table: TableData, seed: int) -> Any:
     return build_pipeline(arm, settings, table.kind, table.numeric, table.categorical, seed)
-
-
-def _folds(kind: Kind, folds: int, seed: int) -> Any:
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    split = StratifiedKFold if kind == "classification" else KFold
-    return split(folds, shuffle=True, random_state=seed)
 
 
 def _goodness(truth: np.ndarray, guess: np.ndarray, kind: Kind) -> float:
@@ -245,5 +177,5 @@ TASK = Task(
     default=("hist-gradient-boosting", "boosted-network", "mlp", "linear"),
     plain=("linear", "dummy"),
     trial=trial,
-    data=data,
+    data=table_digest,
 )

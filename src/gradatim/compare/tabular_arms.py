@@ -58,21 +58,26 @@ def build_pipeline(
     seed: int = 0,
 ) -> Any:
     """The unfitted pipeline of an arm with these settings, for these columns."""
-    from sklearn.compose import ColumnTransformer
     from sklearn.pipeline import make_pipeline
 
     boosting = arm == "hist-gradient-boosting"
-    steps: list[tuple[str, Any, list[str]]] = []
-    if numeric:
-        steps.append(("numeric", "passthrough" if boosting else _scaled(), list(numeric)))
-    if categorical:
-        steps.append(("categorical", _codes() if boosting else _one_hot(), list(categorical)))
-    values: dict[str, Any] = {
-        name: int(value) if name in WHOLE else value for name, value in settings.items()
-    }
+    values: dict[str, Any] = {k: int(v) if k in WHOLE else v for k, v in settings.items()}
     if boosting:
         values["categorical_features"] = list(range(len(numeric), len(numeric) + len(categorical))) or None
-    return make_pipeline(ColumnTransformer(steps), MODELS[arm](values, kind == "classification", seed))
+    columns = preprocessing(numeric, categorical, for_trees=boosting)
+    return make_pipeline(columns, MODELS[arm](values, kind == "classification", seed))
+
+
+def preprocessing(numeric: Sequence[str], categorical: Sequence[str], *, for_trees: bool = False) -> Any:
+    """The unfitted `ColumnTransformer` of the module's description."""
+    from sklearn.compose import ColumnTransformer
+
+    steps: list[tuple[str, Any, list[str]]] = []
+    if numeric:
+        steps.append(("numeric", "passthrough" if for_trees else _scaled(), list(numeric)))
+    if categorical:
+        steps.append(("categorical", _codes() if for_trees else _one_hot(), list(categorical)))
+    return ColumnTransformer(steps)
 
 
 def _scaled() -> Any:
