@@ -1,8 +1,10 @@
 """What learns? Torch modules, PreTrainedModel and scikit-learn estimators."""
 
+from gradatim.models.attention_descent import AttentionDescent, attention_gradient, train_attention
 from gradatim.models.boosted_head import BoostedHead
 from gradatim.models.boosted_network import BoostedMLPClassifier, BoostedMLPRegressor
 from gradatim.models.boosted_objectives import BoostingObjective, CrossEntropy, LogExponential, SquaredError
+from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.models.text_encoder import (
     EncoderUnavailableError,
     check_text_encoder,
@@ -12,6 +14,7 @@ from gradatim.models.text_encoder import (
 )
 
 __all__ = [
+    "AttentionDescent",
     "BoostedHead",
     "BoostedMLPClassifier",
     "BoostedMLPRegressor",
@@ -19,9 +22,12 @@ __all__ = [
     "CrossEntropy",
     "EncoderUnavailableError",
     "LogExponential",
+    "SingleQueryAttention",
     "SquaredError",
+    "attention_gradient",
     "check_text_encoder",
     "encode_texts",
     "encoder_digest",
     "load_text_encoder",
+    "train_attention",
 ]

@@ -10,6 +10,7 @@ from gradatim.optim.bounds import (
     optimal_base_lr,
     weighted_average_bound,
 )
+from gradatim.optim.normalized_sgd import NormalizedSGD
 from gradatim.optim.ranks import assert_same_on_all_ranks, broadcast_factors
 from gradatim.optim.recorder import GradNormRecorder
 from gradatim.optim.refined_lr import RefinedLR
@@ -30,6 +31,7 @@ __all__ = [
     "GradNormRecorder",
     "GradNormTrace",
     "LinearDecayLR",
+    "NormalizedSGD",
     "RefinedLR",
     "RefinedSchedule",
     "TableLR",

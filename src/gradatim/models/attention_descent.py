@@ -1,0 +1,189 @@
+r"""Gradient descent on key-query weights of linear-head attention, many problems at once.
+
+Loss (1/n) sum_i ln(1 + exp(-Y_i f_i)), f_i = sum_t a_it s_it, a_i = softmax(X_i W z_i), s_it = v^T x_it.
+Its gradient is (1/n) sum_i l'_i Y_i sum_t a_it (s_it - f_i) x_it z_i^T with l' = -sigmoid(-Y f).
+
+Once attention saturates, a_it (s_it - f_i) is the difference of numbers that are almost equal, and then
+underflows; a normalised step would divide rounding noise by its own norm. The log-domain form works with
+la = log softmax, k_i = argmax_t la_it, delta_it = s_it - s_{i,k_i} and df_i = sum_t a_it delta_it:
+
+    c_it = exp(la_it - m) (delta_it - df_i)  for t != k_i,    c_{i,k_i} = -sum of the others,
+
+with m the largest la_it over all t != k_i. The common factor exp(m) is lost in the normalisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+# Up to this width the outer products x z^T are formed once: two matrix products a step and nothing else.
+FLATTEN_UP_TO = 64
+
+
+@dataclass(frozen=True)
+class AttentionDescent:
+    """What training found, for every problem of the stack.
+
+    `weight` [b, d, d] (W, or K Q^T), `attention` [b, n, t] at the end, `snapshots` W by step.
+    """
+
+    weight: Float[Tensor, "b d d"]
+    attention: Float[Tensor, "b n t"]
+    snapshots: dict[int, Float[Tensor, "b d d"]]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    x: Float[Tensor, "b n t d"]
+    z: Float[Tensor, "b n d"]
+    y: Float[Tensor, "b n"]
+    scores: Float[Tensor, "b n t"]
+    real: Bool[Tensor, "b n t"]
+    flat: Float[Tensor, "b nt dd"] | None
+
+    def logits(self, weight: Tensor) -> Float[Tensor, "b n t"]:
+        if self.flat is not None:
+            out = torch.bmm(self.flat, weight.flatten(1).unsqueeze(-1)).view(self.scores.shape)
+        else:
+            out = torch.einsum("bntd,bnd->bnt", self.x, torch.einsum("bde,bne->bnd", weight, self.z))
+        return out.masked_fill(~self.real, -torch.inf)
+
+    def combine(self, coefficients: Float[Tensor, "b n t"]) -> Float[Tensor, "b d d"]:
+        """sum_i sum_t c_it x_it z_i^T."""
+        d = self.x.shape[-1]
+        if self.flat is not None:
+            return torch.bmm(coefficients.flatten(1).unsqueeze(1), self.flat).view(-1, d, d)
+        pooled = torch.einsum("bnt,bntd->bnd", coefficients, self.x)
+        return torch.einsum("bnd,bne->bde", pooled, self.z)
+
+
+def attention_gradient(
+    x: Float[Tensor, "b n t d"],
+    z: Float[Tensor, "b n d"],
+    y: Float[Tensor, "b n"],
+    v: Float[Tensor, "b d"],
+    weight: Float[Tensor, "b d d"],
+    *,
+    key_padding_mask: Bool[Tensor, "b n t"] | None = None,
+    log_domain: bool = False,
+) -> Float[Tensor, "b d d"]:
+    """Gradient of the logistic loss with respect to W; with `log_domain`, a positive multiple of it.
+
+    The multiple differs from problem to problem and has no rounding noise however saturated the attention.
+    """
+    problem = _prepare(x, z, y, v, key_padding_mask)
+    return _log_domain(problem, weight) if log_domain else _literal(problem, weight)
+
+
+def train_attention(
+    x: Float[Tensor, "b n t d"],
+    z: Float[Tensor, "b n d"],
+    y: Float[Tensor, "b n"],
+    v: Float[Tensor, "b d"],
+    *,
+    parameterization: str = "w",
+    rate: float = 1.0,
+    steps: int = 1000,
+    head_dim: int | None = None,
+    normalize: bool = True,
+    log_domain: bool = True,
+    init: Literal["uniform", "zero"] = "uniform",
+    seeds: Sequence[int] | None = None,
+    key_padding_mask: Bool[Tensor, "b n t"] | None = None,
+    snapshots: Sequence[int] = (),
+) -> AttentionDescent:
+    """Full-batch gradient descent on W, or on K and Q each normalised by its own gradient.
+
+    `init="uniform"` draws entries uniform in +-1/sqrt(d) from one CPU generator per problem (`seeds`,
+    default 0..b-1), so that a problem's start does not depend on its companions; `"zero"` starts W at 0
+    (K, Q cannot: it is a stationary point). `snapshots` lists steps after which W is kept.
+
+    Raises ValueError for a bad parameterization, `log_domain` without `normalize`, or a zero start of K, Q.
+    """
+    if parameterization not in ("w", "kq"):
+        raise ValueError(f"parameterization must be 'w' or 'kq', got {parameterization!r}")
+    if log_domain and not normalize:
+        raise ValueError("log_domain gives a direction only; it needs normalize=True")
+    if init == "zero" and parameterization == "kq":
+        raise ValueError("K = Q = 0 is a stationary point; use init='uniform'")
+    b, _, _, d = x.shape
+    m = d if head_dim is None or parameterization == "w" else head_dim
+    problem = _prepare(x, z, y, v, key_padding_mask)
+    seeds = range(b) if seeds is None else seeds
+    if len(seeds) != b:
+        raise ValueError(f"{b} problems need {b} seeds, got {len(seeds)}")
+    start = [_uniform(d, m, seed, init == "zero") for seed in seeds]
+    left = torch.stack([a for a, _ in start]).to(x)  # W, or K
+    right = torch.stack([c for _, c in start]).to(x)  # Q
+    kept: dict[int, Tensor] = {}
+    for step in range(1, steps + 1):
+        weight = left if parameterization == "w" else left @ right.mT
+        gradient = _log_domain(problem, weight) if log_domain else _literal(problem, weight)
+        if parameterization == "w":
+            left = left - rate * (_normalized(gradient) if normalize else gradient)
+        else:
+            by_left, by_right = gradient @ right, gradient.mT @ left
+            left = left - rate * (_normalized(by_left) if normalize else by_left)
+            right = right - rate * (_normalized(by_right) if normalize else by_right)
+        if step in snapshots:
+            kept[step] = (left if parameterization == "w" else left @ right.mT).clone()
+    weight = left if parameterization == "w" else left @ right.mT
+    return AttentionDescent(weight, problem.logits(weight).softmax(dim=-1), kept)
+
+
+def _prepare(x: Tensor, z: Tensor, y: Tensor, v: Tensor, padding: Tensor | None) -> _Problem:
+    b, n, t, d = x.shape
+    real = torch.ones(b, n, t, dtype=torch.bool, device=x.device) if padding is None else ~padding
+    if not bool(real.any(dim=-1).all()):
+        raise ValueError("every sequence needs at least one token that is not padding")
+    scores = torch.einsum("bntd,bd->bnt", x, v).masked_fill(~real, 0.0)
+    flat = None
+    if d <= FLATTEN_UP_TO:
+        flat = (x.unsqueeze(-1) * z[:, :, None, None, :]).reshape(b, n * t, d * d)
+    return _Problem(x, z, y, scores, real, flat)
+
+
+def _uniform(d: int, m: int, seed: int, zero: bool) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    bound = 0.0 if zero else 1.0 / math.sqrt(d)
+    first = torch.empty(d, m, dtype=torch.float64).uniform_(-bound, bound, generator=g)
+    return first, torch.empty(d, m, dtype=torch.float64).uniform_(-bound, bound, generator=g)
+
+
+def _pull(problem: _Problem, outputs: Float[Tensor, "b n"]) -> Float[Tensor, "b n 1"]:
+    """l'_i Y_i of the logistic loss."""
+    return (-problem.y * torch.sigmoid(-problem.y * outputs)).unsqueeze(-1)
+
+
+def _literal(problem: _Problem, weight: Tensor) -> Float[Tensor, "b d d"]:
+    attention = problem.logits(weight).softmax(dim=-1)
+    outputs = (attention * problem.scores).sum(-1)
+    inner = attention * (problem.scores - outputs.unsqueeze(-1))
+    return problem.combine(_pull(problem, outputs) * inner) / problem.y.shape[-1]
+
+
+def _log_domain(problem: _Problem, weight: Tensor) -> Float[Tensor, "b d d"]:
+    la = F.log_softmax(problem.logits(weight), dim=-1)
+    k = la.argmax(dim=-1, keepdim=True)
+    best = problem.scores.gather(-1, k)
+    delta = problem.scores - best
+    shift = (la.exp() * delta).sum(-1, keepdim=True)  # f - s_k
+    others = la.scatter(-1, k, -torch.inf)
+    m = others.amax(dim=(-2, -1), keepdim=True)
+    m = torch.where(m.isfinite(), m, torch.zeros_like(m))
+    c = (others - m).exp() * (delta - shift)
+    c = c.scatter(-1, k, -c.sum(-1, keepdim=True))
+    return problem.combine(_pull(problem, (best + shift).squeeze(-1)) * c)
+
+
+def _normalized(gradient: Float[Tensor, "b d m"]) -> Float[Tensor, "b d m"]:
+    norm = gradient.norm(dim=(-2, -1), keepdim=True)
+    return torch.where(norm > 0, gradient / norm.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
