@@ -25,7 +25,9 @@ SCHEDULERS = {
 TRAIN = """
 def train(make_scheduler, record=False):
     torch.manual_seed(0)
-    model = torch.nn.Sequential({layers})
+    model = torch.nn.Sequential(
+        {layers},
+    )
     optimizer = {optimizer}
     scheduler = make_scheduler(optimizer)
     recorder = GradNormRecorder(optimizer, norm={norm}) if record else None
@@ -98,7 +100,6 @@ def winner_code(won: Winner, scale: Scale) -> str:
 
 
 def _layers(outputs: int) -> str:
-    hidden = ", torch.nn.ReLU(), ".join(
+    return ",\n        torch.nn.ReLU(),\n        ".join(
         f"torch.nn.Linear({n}, {m})" for n, m in zip(("X.shape[1]", *HIDDEN), (*HIDDEN, outputs), strict=True)
     )
-    return hidden
