@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, loop: dic
     accelerator.wait_for_everyone()
     accelerator.save_state(str(aside))
     own = aside / f"loop-{accelerator.process_index}.pt"
-    torch.save(loop, own)
     try:
+        torch.save(loop, own)
         torch.load(own, weights_only=True)
-    except Exception as error:
+    except (PickleError, AttributeError, TypeError) as error:
         raise TypeError(
             "a checkpoint holds tensors and plain Python values only; a state_dict() given to fit holds "
             f"something else: {str(error).splitlines()[-1]}"

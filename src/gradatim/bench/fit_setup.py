@@ -9,6 +9,8 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -21,12 +23,12 @@ def make_accelerator(
     wanted = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
         AcceleratorState._reset_state()
+    for name in trackers:
+        if name in LoggerType.list() and LoggerType(name) not in get_available_trackers():
+            raise ValueError(f"tracker {str(name)!r} is not installed: pip install {name}")
     acc = Accelerator(mixed_precision=wanted, log_with=list(trackers) or None, project_dir=log_dir)
     if wanted == "fp16" and acc.device.type == "cpu":
         raise ValueError("precision 'fp16' needs a GPU; on the CPU use 'bf16'")
-    missing = [str(t) for t in trackers if t not in acc.log_with]
-    if missing:
-        raise ValueError(f"tracker {missing[0]!r} is not installed: pip install {missing[0]}")
     if trackers:
         acc.init_trackers("gradatim")
     return acc
