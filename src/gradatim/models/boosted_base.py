@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 OBJECTIVE_METHODS = ["loss", "gradient", "hessian_diag", "initial"]
+
+
+Fitted = TypeVar("Fitted", bound="BoostedMLPBase")
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def _unchecked(function: Function) -> Function:
+    """scikit-learn's contract: `__init__` and `set_params` take anything, and `fit` judges it."""
+    function.__no_type_check__ = True  # type: ignore[attr-defined]
+    return function
 
 
 class BoostedMLPBase(BaseEstimator):
@@ -58,6 +69,7 @@ class BoostedMLPBase(BaseEstimator):
     _seed: int
     _fitted_activation: Activation
 
+    @_unchecked
     def __init__(
         self,
         n_units: int = 200,
@@ -122,7 +134,7 @@ class BoostedMLPBase(BaseEstimator):
             "solver": "lbfgs",
         }
 
-    def truncate(self, n_units: int) -> Self:
+    def truncate(self: Fitted, n_units: int) -> Fitted:
         """A fitted copy with the first `n_units` hidden units, the rest switched off for good.
 
         Its matrices are smaller, so it predicts in proportionally less time. It equals the network that
@@ -138,7 +150,7 @@ class BoostedMLPBase(BaseEstimator):
                 f"to {fitted}"
             )
         stages = n_units // step
-        kept: Self = clone(self)
+        kept: Fitted = clone(self)
         for name, value in vars(self).items():
             if name not in kept.__dict__:
                 setattr(kept, name, value.copy() if isinstance(value, np.ndarray) else value)
@@ -227,13 +239,15 @@ class BoostedMLPBase(BaseEstimator):
             before, initial = None, self._initial(objective, learn)
         done = 0 if before is None else before.n_stages
         history = self._history() if goes_on else []
-        F = _start(learn, before, initial)
-        F_watch = None if watch is None else _start(watch, before, initial)
+        bias = initial if before is None else before.stage_bias[-1]
+        total = _running_sum(learn, before)
+        F_watch = None if watch is None else _running_sum(watch, before) + bias
         watched: list[Any] = [h[3] for h in history]
         stages: list[Stage] = []
         for stage in boost(
             learn,
-            F,
+            total,
+            bias,
             objective,
             settings,
             first_stage=done,
@@ -336,10 +350,8 @@ def _seed(random_state: Any) -> int:
     return int(random_state.randint(1 << 31, dtype=np.int64))
 
 
-def _start(rows: Rows, before: StagedNetwork | None, initial: np.ndarray) -> np.ndarray:
-    if before is None:
-        return np.tile(initial, (rows.XT.shape[1], 1))
-    return before.scores(np.ascontiguousarray(rows.XT[:-1].T))
+def _running_sum(rows: Rows, before: StagedNetwork | None) -> np.ndarray:
+    return np.zeros(rows.y.shape) if before is None else before.running_sum(rows.XT)
 
 
 def _stalled(watched: list[Any], patience: int) -> bool:

@@ -96,9 +96,19 @@ class Block:
 
     def __call__(self, XT: Float[np.ndarray, "d_plus_1 n"]) -> Float[np.ndarray, "n k"]:
         """h at every column of `XT` (features, and a last row of ones)."""
-        a = np.vstack([self.W1, self.c1]).T @ XT
-        ACTIVATIONS[self.activation](a)
-        return a.T @ self.W2 + self.c2
+        return hidden_units(XT, self.W1, self.c1, self.activation).T @ self.W2 + self.c2
+
+
+def hidden_units(
+    XT: Float[np.ndarray, "d_plus_1 n"],
+    W1: Float[np.ndarray, "d units"],
+    c1: Float[np.ndarray, " units"],
+    activation: Activation,
+) -> Float[np.ndarray, "units n"]:
+    """s(W1^T x + c1) for every column of `XT`."""
+    a: np.ndarray = np.vstack([W1, c1]).T @ XT
+    ACTIVATIONS[activation](a)
+    return a
 
 
 def with_ones(X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d_plus_1 n"]:

@@ -45,7 +45,7 @@ def as_mlp(mlp: Any, network: StagedNetwork, targets: np.ndarray, classes: np.nd
         mlp.partial_fit(X, targets, classes=classes)
     mlp.coefs_ = [network.W1.copy(), network.W2.copy()]
     mlp.intercepts_ = [network.c1.copy(), network.stage_bias[-1].copy()]
-    for stale in ("_optimizer", "best_loss_", "loss_"):
+    for stale in ("_optimizer", "loss_"):
         mlp.__dict__.pop(stale, None)
-    mlp.loss_curve_ = []
+    mlp.loss_curve_, mlp.best_loss_ = [], np.inf
     return mlp

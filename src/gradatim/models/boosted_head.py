@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -79,14 +79,14 @@ class BoostedHead(nn.Module):
         out_features: int,
         units_per_step: int = 1,
         *,
-        loss: Literal["cross_entropy", "binary_cross_entropy", "squared_error"] | Loss = "cross_entropy",
+        loss: str | Loss = "cross_entropy",
         learning_rate: float = 0.1,
         subsample: float = 0.5,
-        activation: Literal["logistic", "tanh", "relu", "identity"] = "logistic",
+        activation: str = "logistic",
         alpha: float = 1e-2,
         max_iter: int = 50,
         tol: float = 1e-4,
-        line_search: Literal["newton", "none"] = "newton",
+        line_search: str = "newton",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -107,6 +107,10 @@ class BoostedHead(nn.Module):
             )
         if isinstance(loss, str) and loss not in LOSSES:
             raise ValueError(f"loss must be one of {sorted(LOSSES)} or a callable, got {loss!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+        if line_search not in ("newton", "none"):
+            raise ValueError(f"line_search must be 'newton' or 'none', got {line_search!r}")
         if loss == "binary_cross_entropy" and out_features != 1:
             raise ValueError(f"binary_cross_entropy needs out_features=1, got {out_features}")
         self.in_features, self.out_features, self.units_per_step = in_features, out_features, units_per_step

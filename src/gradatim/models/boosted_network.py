@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -74,7 +74,7 @@ class BoostedMLPClassifier(ClassifierMixin, BoostedMLPBase):
     classes_: np.ndarray
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BoostedMLPClassifier:
         """Fit on X [n, d] and labels y [n] of any type.
 
         Raises ValueError on NaN or infinity, fewer than two rows or classes, or settings that do not fit
@@ -139,7 +139,10 @@ class BoostedMLPClassifier(ClassifierMixin, BoostedMLPBase):
         check_is_fitted(self)
         network = self._network()
         mlp = MLPClassifier(
-            hidden_layer_sizes=(network.W1.shape[1],), activation=network.activation, alpha=self.alpha
+            hidden_layer_sizes=(network.W1.shape[1],),
+            activation=network.activation,
+            alpha=self.alpha,
+            random_state=0,
         )
         mlp = as_mlp(mlp, network, self.classes_, self.classes_)
         return _with_names(mlp, self)
@@ -166,7 +169,7 @@ class BoostedMLPRegressor(RegressorMixin, BoostedMLPBase):
     _y_ndim: int
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BoostedMLPRegressor:
         """Fit on X [n, d] and targets y [n] or [n, k].
 
         Raises ValueError on NaN or infinity, fewer than two rows, or settings that do not fit together;
@@ -216,7 +219,10 @@ class BoostedMLPRegressor(RegressorMixin, BoostedMLPBase):
         check_is_fitted(self)
         network = self._network()
         mlp = MLPRegressor(
-            hidden_layer_sizes=(network.W1.shape[1],), activation=network.activation, alpha=self.alpha
+            hidden_layer_sizes=(network.W1.shape[1],),
+            activation=network.activation,
+            alpha=self.alpha,
+            random_state=0,
         )
         k = network.W2.shape[1]
         mlp = as_mlp(mlp, network, np.zeros(1) if k == 1 else np.zeros((1, k)), None)

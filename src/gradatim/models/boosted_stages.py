@@ -21,6 +21,7 @@ from gradatim.models.boosted_block import (
     BlockSolver,
     draw_start,
     fit_block,
+    hidden_units,
     with_ones,
 )
 from gradatim.models.boosted_objectives import LineSearch, block_step, clip_step
@@ -74,6 +75,14 @@ class StagedNetwork:
             block = slice(t * self.units_per_step, (t + 1) * self.units_per_step)
             total += W2[block].T @ hidden[block]
             yield (total + bias[t + 1][:, None]).T.copy()
+
+    def running_sum(self, XT: Float[np.ndarray, "d_plus_1 n"]) -> Float[np.ndarray, "n k"]:
+        """sum_t rho_t W2_t^T s(W1_t^T x + c1_t), without biases, added up as `boost` does, bit for bit."""
+        total = np.zeros((XT.shape[1], self.W2.shape[1]))
+        for t in range(self.n_stages):
+            block = slice(t * self.units_per_step, (t + 1) * self.units_per_step)
+            total += hidden_units(XT, self.W1[:, block], self.c1[block], self.activation).T @ self.W2[block]
+        return total
 
     def first(self, n_stages: int) -> StagedNetwork:
         """The network of the first `n_stages` blocks: its own, smaller, contiguous matrices."""
@@ -138,7 +147,8 @@ class Stage:
 
 def boost(
     rows: Rows,
-    F: Float[np.ndarray, "n k"],
+    total: Float[np.ndarray, "n k"],
+    bias: Float[np.ndarray, " k"],
     objective: Any,
     settings: BoostSettings,
     *,
@@ -146,7 +156,8 @@ def boost(
     last_stage: int,
     stage_weights: StageWeights | None = None,
 ) -> Iterator[Stage]:
-    """Add blocks `first_stage` .. `last_stage` - 1; `F` is carried forward in place.
+    """Add blocks `first_stage` .. `last_stage` - 1 to F = `total` + `bias`, the running sum of the hidden
+    units' part and of the biases; `total` is carried forward in place.
 
     Every stage draws from its own generator, seeded by (seed, stage), so that going on later gives the
     same blocks as never having stopped. One generator serves the stage's rows and its start.
@@ -154,6 +165,7 @@ def boost(
     d, n, k = rows.XT.shape[0] - 1, rows.XT.shape[1], rows.y.shape[1]
     # As a decimal: 0.29 * 100 is 28.999... in binary, and 29 rows are meant.
     drawn = int(np.floor(settings.subsample * n + 1e-9))
+    F = total + bias
     even = bool(np.all(rows.weight == rows.weight[0]))
     for t in range(first_stage, last_stage):
         rng = np.random.default_rng([settings.seed, t])
@@ -183,7 +195,8 @@ def boost(
             tol=settings.tol,
             solver=settings.solver,
         )
-        h = block(rows.XT)
+        hidden = hidden_units(rows.XT, block.W1, block.c1, settings.activation)
+        h = hidden.T @ block.W2 + block.c2
         outside = None if inside is None else np.setdiff1d(np.arange(n), inside, assume_unique=True)
         step = 0.0
         if block.n_iter > 0:
@@ -194,7 +207,10 @@ def boost(
             )
         oob_before = None if outside is None else _mean_loss(objective, rows, F, outside)
         if step != 0.0:
-            F += step * h
+            # What is kept is rho W2 and the sum of rho c2: adding just these lets a later fit go on exactly.
+            total += hidden.T @ (step * block.W2)
+            bias = bias + step * block.c2
+            F = total + bias
         oob_after = None if outside is None else _mean_loss(objective, rows, F, outside)
         improvement = None if oob_before is None or oob_after is None else oob_before - oob_after
         yield Stage(block, step, rows.mean_loss(objective, F), oob_after, improvement)
