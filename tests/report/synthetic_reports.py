@@ -161,7 +161,7 @@ def schedules() -> StudyReport:
     figure = StudyFigure(
         "refined",
         "The refined schedule beside its gradient norms",
-        "Left, norms fall along the run; right, the refined schedule warms up and then falls faster than a line.",
+        "Left, norms fall along the run; right, the refined one warms up, then falls.",
         draw_figure,
         lambda r: Table(("fraction", "linear", "refined"), [(f / 4, 1 - f / 4, 0.5) for f in range(5)]),
     )
@@ -169,7 +169,7 @@ def schedules() -> StudyReport:
         "schedule-refinement",
         "Learning-rate schedules by refinement",
         "The gradient norms of one run say how large each step of the *next* run should be.\n\n"
-        "Where the norms are flat this is **linear decay**; where they rise at the start it warms up by itself: "
+        "Where the norms are flat this is **linear decay**; where they rise at first it warms up: "
         "`w_t ∝ ‖g_t‖⁻²`.",
         ("optim",),
         arms,
@@ -365,10 +365,11 @@ def boosted() -> StudyReport:
 def comparison() -> StudyReport:
     """A comparison on a user's own data: no paper, no number, no claims of a paper."""
     arms = (Arm("infonce", role="baseline"), Arm("lse-pair"), Arm("joint-lh"))
-    draw = lambda a, s: {
-        "MRR@10": {"infonce": 0.5, "lse-pair": 0.53, "joint-lh": 0.52}[a.name]
-        + 0.01 * _noise(a.name, s).normal()
-    }  # noqa: E731, E501
+    mean = {"infonce": 0.5, "lse-pair": 0.53, "joint-lh": 0.52}
+
+    def draw(arm: Arm, seed: int) -> dict[str, float]:
+        return {"MRR@10": mean[arm.name] + 0.01 * _noise(arm.name, seed).normal()}
+
     claims = tuple(
         Claim(
             a,
@@ -395,8 +396,12 @@ def comparison() -> StudyReport:
 def hostile(text: str = HOSTILE) -> StudyReport:
     """Every text that a study can bring is `text`."""
     arms = (Arm(f"{text}/a", {}, text), Arm(f"{text}/b", {}, text + "b", "control"))
-    draw = lambda a, s: {text: float(s) + (a.name[-1] == "a")}  # noqa: E731
-    curves = lambda a, s: {text: Curve([0, 1, 2], [s, 1.0, 2.0], text, text)}  # noqa: E731
+
+    def draw(a: Arm, s: int) -> dict[str, float]:
+        return {text: float(s) + (a.name[-1] == "a")}
+
+    def curves(a: Arm, s: int) -> dict[str, Curve]:
+        return {text: Curve([0, 1, 2], [s, 1.0, 2.0], text, text)}
 
     def broken(figure: Figure, results: Results) -> None:
         raise RuntimeError(text)

@@ -13,30 +13,44 @@ _DASH = "–"
 
 @dataclass(frozen=True)
 class Shown:
-    """An estimate as text: mean and 95% interval, rounded alike; None where there is no interval."""
+    """An estimate as text: mean and 95% interval, rounded alike; None where there is no interval.
+
+    `tail` is the power of ten that all three carry, where they carry one.
+    """
 
     mean: str
     low: str | None
     high: str | None
+    tail: str = ""
 
     @property
     def interval(self) -> str:
-        """`[low, high]`, or nothing."""
-        return "" if self.low is None else f"[{self.low}, {self.high}]"
+        """`[low, high]` with a common power of ten, or nothing."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{self.low.removesuffix(self.tail)}, {self.high.removesuffix(self.tail)}]{self.tail}"
 
     def __str__(self) -> str:
         return f"{self.mean} {self.interval}".strip()
 
 
 def number(x: float | None, digits: int = 3, signed: bool = False) -> str:
-    """`x` to `digits` significant digits; a dash for None."""
+    """`x` to `digits` significant digits, without zeros that say nothing; a dash for None.
+
+    Digits before the decimal point are never rounded away.
+    """
     if x is None:
         return _DASH
     if not math.isfinite(x):
         return _not_finite(x)
     if x == 0:
         return "0"
-    return _fixed(x, digits - 1 - math.floor(math.log10(abs(x))), _exponent(abs(x)), signed)
+    exponent = _exponent(abs(x))
+    decimals = digits - 1 - math.floor(math.log10(abs(x)))
+    text = _fixed(x, decimals if exponent is not None else max(decimals, 0), exponent, signed)
+    tail = _tail(exponent)
+    text = text.removesuffix(tail)
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + tail
 
 
 def shown(e: Estimate, signed: bool = True) -> Shown:
@@ -55,14 +69,14 @@ def rounded(mean: float, low: float, high: float, signed: bool = True) -> Shown:
         return Shown(*(number(v, signed=signed) for v in values))
     size = max(abs(v) for v in values)
     half = (high - low) / 2
-    if size == 0:
-        return Shown("0", "0", "0")
+    if half == 0:
+        return Shown(*(number(v, 6, signed) for v in values))
     # Never more than six significant digits of the largest number: a tiny spread is not precision.
     finest = 5 - math.floor(math.log10(size))
-    wanted = 1 - math.floor(math.log10(half)) if half > 0 else finest
-    decimals = min(wanted, finest)
+    decimals = min(1 - math.floor(math.log10(half)), finest)
     exponent = _exponent(size)
-    return Shown(*(_fixed(v, decimals, exponent, signed) for v in values))
+    texts = [_fixed(v, decimals, exponent, signed) for v in values]
+    return Shown(texts[0], texts[1], texts[2], _tail(exponent))
 
 
 def probability(p: float | None) -> str:
@@ -102,10 +116,14 @@ def _fixed(x: float, decimals: int, exponent: int | None, signed: bool) -> str:
         tail = ""
     else:
         text = f"{abs(x) / 10.0**exponent:.{min(max(decimals + exponent, 0), 5)}f}"
-        tail = f" × 10{str(exponent).translate(_SUPERSCRIPT)}"
+        tail = _tail(exponent)
     zero = not text.strip("0.")
     sign = "" if zero else "−" if x < 0 else "+" if signed else ""
     return sign + text + ("" if zero else tail)
+
+
+def _tail(exponent: int | None) -> str:
+    return "" if exponent is None else f" × 10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 def _not_finite(x: float) -> str:

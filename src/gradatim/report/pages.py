@@ -200,7 +200,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name} ")
+            # Package names need no "versions" before each of them.
+            rows += _flat(value, prefix if name == "versions" else f"{prefix}{name} ")
         elif isinstance(value, list | tuple):
             rows.append((prefix + name, ", ".join(map(str, value))))
         else:
@@ -238,6 +239,7 @@ def _templates() -> tuple[Environment, str, str]:
         "slug": lambda text: text.replace(" ", "-"),
         "moment": lambda text: re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*", r"\1 \2 UTC", text),
         "standard": lambda e: formatting.rounded(*e.standardized) if e.standardized else None,
+        "bca": lambda e: formatting.rounded(e.mean, e.boot_low, e.boot_high),
         # Marks at the ends of the axis keep their full width inside the cell.
         "pc": lambda at: f"{4 + 92 * at:.2f}%",
     }

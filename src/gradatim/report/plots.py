@@ -14,7 +14,7 @@ import numpy as np
 from gradatim.bench.statistics import Estimate, estimate
 from gradatim.bench.study import Arm, Curve, Results, Study, StudyFigure, Table
 from gradatim.report.formatting import number, shown
-from gradatim.report.svg import CYCLE, INK, LINE, MUTED, clean, render
+from gradatim.report.svg import CYCLE, LINE, MUTED, clean, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,7 +112,7 @@ def _arm_plot(
             for a, e in zip(arms, estimates, strict=True)
         ],
     )  # fmt: skip
-    return Plot(title, alt, render(draw, (WIDTH, 66 + 36 * len(arms)), key, title, alt), table)
+    return Plot(title, alt, render(draw, (WIDTH, 62 + 46 * len(arms)), key, title, alt), table)
 
 
 def _dots(
@@ -122,6 +122,7 @@ def _dots(
     logarithmic = min(flat) > 0 and max(flat) / min(flat) > 300
     if logarithmic:
         axes.set_xscale("log")
+    across = axes.get_yaxis_transform()
     for i, (arm, row, e) in enumerate(zip(arms, values, estimates, strict=True)):
         color = {"method": CYCLE[0], "baseline": CYCLE[7], "control": CYCLE[1]}[arm.role]
         x, y = _swarm(row, flat, logarithmic)
@@ -129,24 +130,19 @@ def _dots(
         axes.scatter(x, [i + v for v in y], s=17, facecolors=face, edgecolors=color, alpha=0.6, lw=1)
         if e.mean is not None and e.low is not None and e.high is not None:
             low = max(e.low, min(flat) / 3) if logarithmic else e.low
-            axes.plot([low, e.high], [i + 0.23] * 2, color=color, lw=2, solid_capstyle="butt")
-            axes.plot([e.mean] * 2, [i + 0.11, i + 0.35], color=color, lw=2, solid_capstyle="butt")
-        axes.text(
-            0.0, i - 0.24, clean(label_of(arm)), transform=axes.get_yaxis_transform(), ha="left", va="bottom",
-            parse_math=False, clip_on=False, fontsize=8.5,
-        )  # fmt: skip
-        value = axes.text(
-            1.0, i - 0.24, shown(e, signed=False).mean, transform=axes.get_yaxis_transform(), ha="right",
-            va="bottom", parse_math=False, fontsize=8.5, color=INK,
-        )  # fmt: skip
-        value.set_in_layout(False)
-    axes.set_ylim(len(arms) - 0.45, -0.75)
+            axes.plot([low, e.high], [i + 0.21] * 2, color=color, lw=2, solid_capstyle="butt")
+            axes.plot([e.mean] * 2, [i + 0.11, i + 0.31], color=color, lw=2, solid_capstyle="butt")
+        if i:
+            axes.plot([0, 1], [i - 0.56] * 2, color=LINE, lw=0.6, transform=across)
+        for at, side, text in ((0.0, "left", label_of(arm)), (1.0, "right", shown(e, signed=False).mean)):
+            axes.text(at, i - 0.2, clean(text), transform=across, ha=side, va="bottom", parse_math=False)
+    axes.set_ylim(len(arms) - 0.55, -0.6)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=LINE, lw=0.6)
     axes.set_axisbelow(True)
-    for text in axes.texts:
-        text.set_in_layout(False)
+    for written in axes.texts:
+        written.set_in_layout(False)
     _plain_ticks(axes, "x", logarithmic)
 
 

@@ -89,12 +89,12 @@ def _reason(v: Verdict) -> str:
             "inconclusive": f"It is not settled whether it lies within ±{margin}.{_more(v)}",
         }[v.word]
     if v.word == "reproduced":
-        return "The effect is in the paper's direction, and chance does not explain it."
+        return "The effect goes the claim's way, and chance does not explain it."
     if v.word == "not reproduced":
         if e.high < 0:
-            return "The effect goes against the paper's direction."
+            return "The effect goes against the claim."
         if e.high <= 0:
-            return "There is no effect in the paper's direction."
+            return "There is no effect in the claim's direction."
         return f"The effect is smaller than {margin}, the least that would count."
     if e.low > 0:
         return f"Above zero on its own, but not after allowing for all the study's claims (Holm).{_more(v)}"

@@ -6,6 +6,7 @@ and a mark as well as a colour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -23,14 +24,18 @@ from rich.text import Text
 from gradatim.bench import Study, StudyReport, Verdict
 from gradatim.bench.engine import Progress
 from gradatim.bench.statistics import Estimate
+from gradatim.report.forest import axis_for, cells, row
+from gradatim.report.formatting import count, duration, number, shown
+from gradatim.report.svg import clean
 
+FOREST_WIDTH = 28
 MARKS = {
     "reproduced": ("●", "green"),
     "not reproduced": ("✕", "red"),
-    "inconclusive": ("○", "yellow"),
+    "inconclusive": ("◐", "yellow"),
     "survives": ("●", "green"),
     "explained away": ("✕", "red"),
-    "undecided": ("○", "yellow"),
+    "undecided": ("◐", "yellow"),
 }
 
 
@@ -40,16 +45,13 @@ def word(text: str) -> Text:
     return Text(f"{mark} {text}", style=style)
 
 
-def interval(e: Estimate, unit: str = "") -> str:
-    """An effect with its interval, four significant digits."""
+def interval(e: Estimate, unit: str = "") -> Text:
+    """An effect with its interval, to the digits that the interval supports."""
     if e.mean is None:
-        return "no finished trials"
-    unit = f" {unit}" if unit else ""
-    if e.low is None or e.high is None:
-        return f"{e.mean:+.4g}{unit} (n={e.n})"
-    if e.low == e.high:
-        return f"{e.mean:+.4g}{unit} (exact)"
-    return f"{e.mean:+.4g} [{e.low:+.4g}, {e.high:+.4g}]{unit}"
+        return Text("no finished trials", style="dim")
+    s = shown(e)
+    note = f"({count(e.n, 'seed')}, no interval)" if e.low is None else "(exact)" if e.sd == 0 else s.interval
+    return Text(" ".join(part for part in (s.mean, note, clean(unit)) if part))
 
 
 def name_of(study: Study) -> str:
@@ -70,27 +72,37 @@ def study_table(studies: Sequence[Study]) -> Table:
     return table
 
 
-def verdict_table(report: StudyReport) -> Table:
-    """Claims of one study: verdict, effect, the paper's own figure, the control."""
+def verdict_table(report: StudyReport, width: int = 80) -> Table:
+    """Claims of one study: verdict, effect, the paper's own figure, the control.
+
+    From 110 columns on there is room for a small forest plot: `●` the effect with its interval in
+    standard deviations over seeds, `◇` what is left beside the control, `╎` the paper, `│` zero.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False, show_edge=False)
     table.add_column("verdict", no_wrap=True)
     table.add_column("claim", ratio=3)
+    forest = FOREST_WIDTH if width >= 110 else 0
+    if forest:
+        table.add_column("against │ for the claim", width=forest, no_wrap=True)
     table.add_column("effect [95%]", ratio=2)
     table.add_column("paper", justify="right")
     table.add_column("beside its control", no_wrap=True)
+    axis = axis_for(report.verdicts)
     for v in report.verdicts:
+        plot = [Text(cells(row(v, axis), axis, forest), style=MARKS[v.word][1])] if forest else []
         table.add_row(
             word(v.word),
-            Text(v.claim.statement + _hint(v)),
+            Text(clean(v.claim.statement + _hint(v))),
+            *plot,
             interval(v.estimate, v.claim.unit),
-            "" if v.claim.paper is None else f"{v.claim.paper:+.4g}",
+            "" if v.claim.paper is None else number(v.claim.paper, signed=True),
             word(v.control.word),
         )
     return table
 
 
 def _hint(v: Verdict) -> str:
-    if v.word != "inconclusive":
+    if v.word != "inconclusive" or v.estimate.n == 0:
         return ""
     if v.seeds_needed is None:
         return " (more seeds alone would not settle it)"
@@ -100,34 +112,30 @@ def _hint(v: Verdict) -> str:
 def print_report(console: Console, report: StudyReport) -> None:
     """Title, verdicts and failures of one study."""
     console.print()
-    console.print(Text(f"{name_of(report.study)}: {report.study.title}", style="bold"))
-    console.print(Padding(verdict_table(report), (0, 0, 0, 2)))
+    console.print(Text(clean(f"{name_of(report.study)}: {report.study.title}"), style="bold"))
+    console.print(Padding(verdict_table(report, console.width), (0, 0, 0, 2)))
     if report.failed:
         first = report.failed[0]
-        console.print(
-            Text(
-                f"  {len(report.failed)} failed trials, first {first.arm}, seed {first.seed}: {first.reason}"
-            ),
-            style="red",
-        )
+        text = f"  {count(len(report.failed), 'trial')} failed; the first: {first.arm}, seed {first.seed}: "
+        console.print(Text(clean(text + first.reason)), style="red")
     if report.missing:
-        console.print(f"  {report.missing} trials of this profile are not measured yet")
+        console.print(f"  {count(report.missing, 'trial')} of this profile not measured yet", highlight=False)
 
 
 def print_study(console: Console, study: Study, report: StudyReport | None) -> None:
     """One study in full: the method, claims with controls, what the board holds, the code."""
-    console.print(Text(f"{name_of(study)}: {study.title}", style="bold"))
+    console.print(Text(clean(f"{name_of(study)}: {study.title}"), style="bold"))
     if study.paper is not None:
         p = study.paper
-        console.print(Text(f"{p.title} ({p.authors}, {p.year}, arXiv {p.arxiv})", style="italic"))
-    console.print(Padding(Markdown(study.plain), (1, 2)))
+        console.print(Text(clean(f"{p.title} ({p.authors}, {p.year}, arXiv {p.arxiv})"), style="italic"))
+    console.print(Padding(Markdown(clean(study.plain)), (1, 2)))
     for claim in study.claims:
-        console.print(Text(f"claim    {claim.statement}"))
-        console.print(Text(f"control  {claim.control.explanation}", style="dim"))
+        console.print(Text(clean(f"claim    {claim.statement}")))
+        console.print(Text(clean(f"control  {claim.control.explanation}"), style="dim"))
     if report is not None:
         print_report(console, report)
     if study.snippet:
-        code = Syntax(study.snippet.strip(), "python", background_color="default")
+        code = Syntax(clean(study.snippet.strip()), "python", background_color="default")
         console.print(Panel(code, title="use it", border_style="dim"))
 
 
@@ -173,7 +181,7 @@ class LiveRun:
             cached = f", {progress.cached} of them kept from before" if progress.cached else ""
             self._console.print(
                 f"{name_of(progress.study)}: {progress.total} trials{cached},"
-                f" about {progress.seconds_left:.0f} s"
+                f" about {duration(progress.seconds_left)}"
             )
 
     def finish(self, report: StudyReport) -> None:
@@ -201,9 +209,9 @@ class LiveRun:
         for slug, (study, seconds) in self._rows.items():
             progress = self._progress.get(slug)
             if slug in self._skipped:
-                table.add_row(name_of(study), "", "", Text(self._skipped[slug], style="dim"))
+                table.add_row(name_of(study), "", "", Text(clean(self._skipped[slug]), style="dim"))
             elif progress is None:
-                table.add_row(name_of(study), "", "", Text(f"waiting, about {seconds:.0f} s", style="dim"))
+                table.add_row(name_of(study), "", "", Text(_waiting(seconds), style="dim"))
             else:
                 bar = ProgressBar(total=max(progress.total, 1), completed=progress.done, width=24)
                 done = f"{progress.done}/{progress.total}"
@@ -215,13 +223,19 @@ class LiveRun:
             return Text(_counts(self._reports[slug]))
         failed = f", {progress.failed} failed" if progress.failed else ""
         last = f"  {progress.last.arm}, seed {progress.last.seed}" if progress.last else ""
-        text = Text(f"{progress.seconds_left:.0f} s left{failed}")
+        text = Text(f"{duration(progress.seconds_left)} left{failed}")
         text.append(last, style="dim")
         return text
 
 
+def _waiting(seconds: float) -> str:
+    return f"waiting, about {duration(seconds)}" if math.isfinite(seconds) else "waiting"
+
+
 def _counts(report: StudyReport) -> str:
-    words = [v.word for v in report.verdicts]
+    words: list[str] = [v.word for v in report.verdicts]
+    if not words:
+        return "no claims"
     survived = sum(v.control.word == "survives" for v in report.verdicts)
     parts = [f"{words.count(w)} {w}" for w in MARKS if w in words]
     failed = f"; {len(report.failed)} trials failed" if report.failed else ""
