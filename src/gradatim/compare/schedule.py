@@ -19,14 +19,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from gradatim.bench.study import Arm, Better, Curve, Outcome, Results, Scale, Study, StudyFigure, Table
-from gradatim.compare.comparison import Task, as_metrics, comparison_study
+from gradatim.compare.comparison import Task, Winner, as_metrics, comparison_study
 from gradatim.compare.readers.table import Kind, TableData
+from gradatim.compare.saved_network import SavedNetwork, describe_columns
 from gradatim.compare.stacked_training import (
     Loss,
     StackedRun,
@@ -168,6 +169,33 @@ def comparison(
     )
 
 
+def fit_winner(won: Winner, scale: Scale) -> SavedNetwork | None:
+    """The network trained on every row with the winning schedule; None where the constant won.
+
+    The refined schedule comes from the norms of a linear run at the same base rate on the same rows.
+    """
+    shape_name = str(ARMS[won.arm].settings["shape"])
+    if not shape_name:
+        return None
+    table = load(scale)
+    columns = preprocessing(table.numeric, table.categorical)
+    rows = np.arange(len(table.target))
+    part, _ = _parts(table, rows, rows[:1], columns)
+    steps = step_count(len(rows), scale)
+    rate = won.settings["rate"]
+    factors = shape("linear" if shape_name == "refined" else shape_name, steps)
+    run = _train(part, [rate], factors, table, scale, 0)
+    if shape_name == "refined":
+        factors, _ = refined_factors(run.norms[:, 0], scale["optimizer"])
+        run = _train(part, [rate], factors, table, scale, 0)
+    layers = [(w[0].numpy().astype(np.float64), b[0, 0].numpy().astype(np.float64)) for w, b in run.layers]
+    if table.kind == "classification":
+        classes = tuple(str(c) for c in np.unique(table.target))
+        return SavedNetwork(describe_columns(columns), layers, "relu", "softmax", classes)
+    mean, deviation = float(table.target.mean()), float(table.target.std())
+    return SavedNetwork(describe_columns(columns), layers, "relu", "identity", (), mean, deviation)
+
+
 def _tune(
     tuning: Part, judging: Part, factors: np.ndarray, table: TableData, scale: Scale, seed: int
 ) -> tuple[float, StackedRun, int]:
@@ -202,9 +230,9 @@ def _train(
     )
 
 
-def _parts(table: TableData, first: np.ndarray, second: np.ndarray) -> tuple[Part, Part]:
+def _parts(table: TableData, first: np.ndarray, second: np.ndarray, columns: Any = None) -> tuple[Part, Part]:
     """Both sets of rows, prepared by what the first one alone shows."""
-    columns = preprocessing(table.numeric, table.categorical)
+    columns = preprocessing(table.numeric, table.categorical) if columns is None else columns
     inputs = [
         torch.tensor(np.asarray(values), dtype=torch.float32)
         for values in (

@@ -1,0 +1,155 @@
+"""Running one comparison from the command line: live view, arms, verdicts, winner, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from gradatim.bench import Study, StudyReport
+from gradatim.bench import engine as bench
+from gradatim.bench.board import Board
+from gradatim.bench.statistics import Estimate, estimate
+from gradatim.cli import EXIT_FAULT, EXIT_STRICT
+from gradatim.compare.comparison import PROFILE, Winner, winner
+from gradatim.compare.saving import check_new_folder
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """What a compare command asks for.
+
+    `code(winner)` gives the lines that use it; `save(winner, folder)` keeps it there and says in a line
+    what was kept, or why nothing was.
+    """
+
+    study: Study
+    options: bench.RunOptions
+    board: Path
+    out: Path
+    code: Callable[[Winner], str]
+    save: Callable[[Winner, Path], str]
+    save_to: Path | None = None
+    as_json: bool = False
+    quiet: bool = False
+    strict: bool = False
+    command: str = ""
+
+
+def run_comparison(asked: Comparing) -> int:
+    """Run what is missing, print and write what came out; returns the exit code."""
+    from gradatim.report import write_report
+    from gradatim.report.terminal import LiveRun, print_report
+
+    if asked.save_to is not None:
+        check_new_folder(asked.save_to)
+    console = Console(stderr=asked.as_json, quiet=asked.quiet or asked.as_json)
+    study = asked.study
+    with Board(asked.board) as board:
+        plan = bench.plan(study, asked.options)
+        seconds = bench.estimated_seconds(plan, board, asked.options)
+        with LiveRun(console, {study.slug: (study, seconds)}) as live:
+            bench.run(plan, board, asked.options, live.update)
+            report = bench.report(plan, board, asked.command)
+            live.finish(report)
+    won = winner(study, report.results)
+    code = asked.code(won) if won else ""
+    report = replace(report, study=replace(study, snippet=code))
+    index = write_report([report], asked.out)
+    console.print()
+    console.print(Text(study.notes), style="dim")
+    console.print(Padding(arm_table(report), (0, 0, 0, 2)))
+    print_report(console, report)
+    kept = _announce(console, asked, won, code)
+    console.print(f"report: {index.resolve()}", soft_wrap=True, highlight=False)
+    if asked.as_json:
+        typer.echo(json.dumps(_document(asked, report, won, code, kept, index), indent=1))
+    if won is None:
+        return EXIT_FAULT
+    weak = any(v.word == "not reproduced" for v in report.verdicts)
+    return EXIT_STRICT if asked.strict and (weak or report.failed) else 0
+
+
+def arm_table(report: StudyReport) -> Table:
+    """One row per arm: every judged metric with its 95% interval, best arm first."""
+    metric, better = report.study.headline[0]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("arm", no_wrap=True)
+    for name, _ in report.study.headline:
+        table.add_column(f"{name} [95%]", justify="right", no_wrap=True)
+    table.add_column("seeds", justify="right")
+    sign = -1.0 if better == "higher" else 1.0
+
+    def rank(name: str) -> float:
+        mean = arm_estimate(report, name, metric).mean
+        return float("inf") if mean is None else sign * mean
+
+    for arm in sorted(report.study.arms, key=lambda a: rank(a.name)):
+        cells = [_cell(arm_estimate(report, arm.name, name)) for name, _ in report.study.headline]
+        done = len(report.results.outcomes.get(arm.name, {}))
+        failed = report.results.failed.get(arm.name, 0)
+        table.add_row(Text(arm.name), *cells, f"{done}" + (f" ({failed} failed)" if failed else ""))
+    return table
+
+
+def arm_estimate(report: StudyReport, arm: str, metric: str) -> Estimate:
+    """An arm's mean with the interval that its overlapping splits allow."""
+    overlap = report.study.claims[0].overlap if report.study.claims else 0.0
+    return estimate(list(report.results.metric(arm, metric).values()), overlap)
+
+
+def _cell(e: Estimate) -> str:
+    if e.mean is None:
+        return "-"
+    return f"{e.mean:.4g}" + ("" if e.low is None or e.high is None else f" [{e.low:.4g}, {e.high:.4g}]")
+
+
+def _announce(console: Console, asked: Comparing, won: Winner | None, code: str) -> str:
+    if won is None:
+        console.print("no arm finished; the failures above say why", style="red")
+        return ""
+    console.print()
+    console.print(
+        Text(f"best mean {won.metric}: {won.arm} ({won.mean:.4g}, {won.seeds} seeds)", style="bold")
+    )
+    console.print(
+        Panel(Syntax(code, "python", background_color="default"), title="use it", border_style="dim")
+    )
+    if asked.save_to is None:
+        return ""
+    kept = asked.save(won, asked.save_to)
+    console.print(kept, soft_wrap=True, highlight=False)
+    return kept
+
+
+def _document(
+    asked: Comparing, report: StudyReport, won: Winner | None, code: str, kept: str, index: Path
+) -> dict[str, Any]:
+    best = None
+    if won is not None:
+        best = {
+            "arm": won.arm,
+            "metric": won.metric,
+            "mean": won.mean,
+            "settings": dict(won.settings),
+            "code": code,
+            "saved": kept or None,
+        }
+    return {
+        "profile": PROFILE,
+        "studies": [report.to_json()],
+        "data": report.study.notes,
+        "winner": best,
+        "board": str(asked.board),
+        "report": str(index),
+    }
