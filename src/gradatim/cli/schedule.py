@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 
-class OptimizerName(str, Enum):
+class OptimizerName(StrEnum):
     """Which optimizer the schedule is for."""
 
     adam = "adam"
@@ -27,7 +27,7 @@ class OptimizerName(str, Enum):
 
 File = Annotated[
     Path,
-    typer.Argument(help="Gradient norms: CSV, JSON, JSON lines, or TensorBoard events (file or folder)."),
+    typer.Argument(help="Gradient norms: CSV, JSON, JSON lines or TensorBoard events."),
 ]
 Optimizer = Annotated[
     OptimizerName, typer.Option("--optimizer", help="adam: weights 1/norm; sgd: weights 1/norm^2.")
@@ -77,7 +77,7 @@ def refine(
     if out is not None:
         typer.echo(f"written    {out}")
         typer.echo(
-            f'use        RefinedLR(optimizer, RefinedSchedule.load("{out}"), base=...)  # tune base again'
+            f'use        RefinedLR(optimizer, RefinedSchedule.load("{out}"), base=LR)  # tune LR again'
         )
 
 

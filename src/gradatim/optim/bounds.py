@@ -16,14 +16,16 @@ schedule that ends low by orders of magnitude.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from jaxtyping import Float64
-from numpy.typing import ArrayLike
 
 Vector = Float64[np.ndarray, " steps"]
+Values = np.ndarray | Sequence[Any] | float | int
+"""Numbers by step, or one for all steps."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ class BoundTerms:
 
 @overload
 def last_iterate_bound(
-    lrs: ArrayLike, grad_norms: ArrayLike, distance: float = ..., split: Literal[False] = ...
+    lrs: Values, grad_norms: Values, distance: float | int = ..., split: Literal[False] = ...
 ) -> float: ...
 @overload
 def last_iterate_bound(
-    lrs: ArrayLike, grad_norms: ArrayLike, distance: float = ..., *, split: Literal[True]
+    lrs: Values, grad_norms: Values, distance: float | int = ..., *, split: Literal[True]
 ) -> BoundTerms: ...
 def last_iterate_bound(
-    lrs: ArrayLike, grad_norms: ArrayLike, distance: float = 1.0, split: bool = False
+    lrs: Values, grad_norms: Values, distance: float | int = 1.0, split: bool = False
 ) -> float | BoundTerms:
     """B(eta) of this module's formula, in the units of the loss; O(T).
 
@@ -67,7 +69,7 @@ def last_iterate_bound(
     return terms if split else terms.total
 
 
-def optimal_base_lr(lrs: ArrayLike, grad_norms: ArrayLike, distance: float = 1.0) -> tuple[float, float]:
+def optimal_base_lr(lrs: Values, grad_norms: Values, distance: float | int = 1.0) -> tuple[float, float]:
     """The multiple c of a shape with the least B(c * shape), and that bound.
 
     With the terms t1, t2, t3 of B at c = 1: c = sqrt(t1 / (t2 + t3)), B = 2 sqrt(t1 (t2 + t3)).
@@ -80,7 +82,7 @@ def optimal_base_lr(lrs: ArrayLike, grad_norms: ArrayLike, distance: float = 1.0
     return math.sqrt(terms.distance / noise), 2.0 * math.sqrt(terms.distance * noise)
 
 
-def weighted_average_bound(weights: ArrayLike, grad_norms: ArrayLike, distance: float = 1.0) -> float:
+def weighted_average_bound(weights: Values, grad_norms: Values, distance: float | int = 1.0) -> float:
     """The bound that refinement minimises, (D^2 + sum_t w_t^2 G_t^2) / (2 sum_t w_t).
 
     It holds for the last iterate of SGD with eta_t = w_t w_{t+1:T} / w_{1:T}. For constant G and
@@ -105,7 +107,7 @@ class BoundMinimum:
 
 
 def minimize_bound(
-    grad_norms: ArrayLike, distance: float = 1.0, *, max_iterations: int = 20_000, smallest: float = 1e-8
+    grad_norms: Values, distance: float | int = 1.0, *, max_iterations: int = 20_000, smallest: float = 1e-8
 ) -> BoundMinimum:
     """Minimise B over all schedules with eta_t >= `smallest` by L-BFGS-B in float64.
 
@@ -173,7 +175,7 @@ def _telescoped(eta: Vector, squared_norms: Vector) -> tuple[float, Vector]:
     return float(value), gradient
 
 
-def _terms(eta: Vector, norms: Vector, distance: float) -> BoundTerms:
+def _terms(eta: Vector, norms: Vector, distance: float | int) -> BoundTerms:
     tails = _tail_sums(eta)
     noise = _tail_sums((eta * norms) ** 2)
     last = 0.5 * float(np.sum(eta[:-1] / tails[1:] * noise[:-1] / tails[:-1]))
@@ -184,7 +186,7 @@ def _tail_sums(x: Vector) -> Vector:
     return np.cumsum(x[::-1])[::-1]
 
 
-def _moving_steps(lrs: ArrayLike, grad_norms: ArrayLike) -> tuple[Vector, Vector]:
+def _moving_steps(lrs: Values, grad_norms: Values) -> tuple[Vector, Vector]:
     eta, norms = _vectors("lrs", lrs, grad_norms)
     moving = np.flatnonzero(eta)
     if moving.size == 0:
@@ -193,7 +195,7 @@ def _moving_steps(lrs: ArrayLike, grad_norms: ArrayLike) -> tuple[Vector, Vector
     return eta[:end], norms[:end]
 
 
-def _vectors(name: str, values: ArrayLike, grad_norms: ArrayLike) -> tuple[Vector, Vector]:
+def _vectors(name: str, values: Values, grad_norms: Values) -> tuple[Vector, Vector]:
     eta = np.asarray(values, dtype=np.float64)
     if eta.ndim != 1 or eta.size == 0:
         raise ValueError(f"{name} must be a vector of at least one step, got shape {eta.shape}")
@@ -207,14 +209,14 @@ def _vectors(name: str, values: ArrayLike, grad_norms: ArrayLike) -> tuple[Vecto
     return eta, norms
 
 
-def _norms(grad_norms: ArrayLike) -> Vector:
+def _norms(grad_norms: Values) -> Vector:
     norms = np.atleast_1d(np.asarray(grad_norms, dtype=np.float64))
     if norms.ndim != 1 or not np.isfinite(norms).all() or (norms < 0).any():
         raise ValueError("grad_norms must be a vector of finite norms, none negative")
     return norms
 
 
-def _positive(name: str, value: float) -> float:
+def _positive(name: str, value: float | int) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be finite and above 0, got {value}")
-    return value
+    return float(value)

@@ -40,9 +40,9 @@ class RefinedLR(TableLR):
         optimizer: Optimizer,
         trace: Norms | RefinedSchedule,
         *,
-        base: float | None = None,
-        tau: float | None = None,
-        power: float | None = None,
+        base: float | int | None = None,
+        tau: float | int | None = None,
+        power: float | int | None = None,
         total_steps: int | None = None,
         check_ranks: bool = True,
         last_epoch: int = -1,
@@ -60,8 +60,8 @@ class RefinedLR(TableLR):
 
 def _schedule(
     trace: Norms | RefinedSchedule,
-    tau: float | None,
-    power: float | None,
+    tau: float | int | None,
+    power: float | int | None,
     total_steps: int | None,
     refinement: dict[str, Any],
 ) -> RefinedSchedule:

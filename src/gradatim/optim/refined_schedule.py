@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
-from numpy.typing import ArrayLike
 
-from gradatim.optim.bounds import optimal_base_lr
+from gradatim.optim.bounds import Values, optimal_base_lr
 
 FORMAT = "gradatim.schedule/1"
 
@@ -100,7 +99,7 @@ class RefinedSchedule:
         r2 = 1.0 - float(best.fun) / spread if spread > 0 else math.nan
         return self.warmup_fraction, math.exp(float(best.x)), r2
 
-    def bound(self, grad_norms: ArrayLike, distance: float = 1.0) -> float:
+    def bound(self, grad_norms: Values, distance: float | int = 1.0) -> float:
         """The last-iterate bound of this shape at its best base rate, on norms [T] of a run."""
         return optimal_base_lr(self.factors, grad_norms, distance)[1]
 
@@ -109,7 +108,7 @@ class RefinedSchedule:
         return {"format": FORMAT, **asdict(self), "factors": self.factors.tolist()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RefinedSchedule:
+    def from_dict(cls, values: Any) -> RefinedSchedule:
         """The schedule of `to_dict`. Raises ValueError for anything else."""
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f'not a schedule of this library: "format" is not "{FORMAT}"')

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float64
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gradatim.optim.refined_schedule import RefinedSchedule
@@ -29,7 +28,7 @@ from gradatim.optim.traces import GradNormTrace, common_description
 
 Fallback = Literal["linear", "keep", "raise"]
 OverRuns = Literal["median", "mean", "geometric"]
-Norms = ArrayLike | Tensor | GradNormTrace | Sequence[GradNormTrace]
+Norms = np.ndarray | Sequence[Any] | Tensor | GradNormTrace | Sequence[GradNormTrace]
 
 
 class DegenerateScheduleWarning(UserWarning):
@@ -39,11 +38,11 @@ class DegenerateScheduleWarning(UserWarning):
 def refine_schedule(
     grad_norms: Norms,
     *,
-    power: float | None = None,
-    tau: float = 0.1,
+    power: float | int | None = None,
+    tau: float | int = 0.1,
     steps: int | None = None,
-    floor: float = 1e-12,
-    max_peak: float = 0.5,
+    floor: float | int = 1e-12,
+    max_peak: float | int = 0.5,
     fallback: Fallback = "linear",
     over_runs: OverRuns = "median",
 ) -> RefinedSchedule:
@@ -79,6 +78,8 @@ def refine_schedule(
             types, or a degenerate schedule with fallback="raise".
     """
     _check_settings(tau, power, floor, max_peak, steps)
+    if fallback not in get_args(Fallback):
+        raise ValueError(f"fallback must be one of {', '.join(get_args(Fallback))}, got {fallback!r}")
     norms, description = _as_array(grad_norms)
     if power is None:
         power = 1.0 if description.get("norm_type") == 1 else 2.0
@@ -105,7 +106,7 @@ def refine_schedule(
     )
 
 
-def smooth(norms: Float64[np.ndarray, " steps"], tau: float) -> Float64[np.ndarray, " steps"]:
+def smooth(norms: Float64[np.ndarray, " steps"], tau: float | int) -> Float64[np.ndarray, " steps"]:
     """Running median of odd width 2 floor(tau T / 2) + 1.
 
     Past its ends the trace is continued by its first value on the left and by its mirror image on the
@@ -129,7 +130,7 @@ def decay_factors(weights: Float64[np.ndarray, " steps"]) -> Float64[np.ndarray,
 
 
 def _factors(
-    norms: Float64[np.ndarray, " steps"], power: float, floor: float, max_peak: float
+    norms: Float64[np.ndarray, " steps"], power: float | int, floor: float | int, max_peak: float | int
 ) -> tuple[np.ndarray | None, str | None]:
     """The factors, or None where there are none; and what is wrong with them, or None."""
     positive = norms[norms > 0]
@@ -211,7 +212,7 @@ def _checked(norms: np.ndarray) -> np.ndarray:
 
 
 def _check_settings(
-    tau: float, power: float | None, floor: float, max_peak: float, steps: int | None
+    tau: float | int, power: float | int | None, floor: float | int, max_peak: float | int, steps: int | None
 ) -> None:
     if not 0.0 < tau <= 1.0:
         raise ValueError(f"tau must lie in (0, 1], got {tau}: it is the filter's width as a share of the run")

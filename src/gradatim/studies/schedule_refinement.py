@@ -64,8 +64,8 @@ def settings_of(task: str, scale: Scale) -> Setting:
     """The task of an arm at a scale."""
     if task == "lad":
         lad = Lad(steps=int(scale["lad_steps"]))
-        # Below its best rate a run does not arrive, and the loss is a cliff: a finer grid, more seeds to tune.
-        return Setting(lad, lad.steps, -24, 2, per_decade=8, tuning_factor=8)
+        # Below its best rate a run does not arrive and the loss is a cliff: a finer grid, more seeds.
+        return Setting(lad, lad.steps, -36, 0, per_decade=16, tuning_factor=8)
     if task in ("sgd", "adam"):
         adam = task == "adam"
         stream = TeacherStudent(steps=int(scale["stream_steps"]), adam=adam)
@@ -506,13 +506,14 @@ DECAYS = ("linear", "refined", "cosine", "1/sqrt(t)", "flat")
 QUICK_ARMS = (
     *_arms("bound", ("linear", "refined", "1-sqrt", "cosine", "quadratic", "wsd", "stepwise")),
     *_arms("bound", ("1/sqrt(t)", "flat", "1/t", "numerical")),
-    *_arms("lad", (*DECAYS, "1-sqrt", "wsd", "1/t")),
+    *_arms("lad", (*DECAYS, "1-sqrt")),
     *_arms("sgd", (*DECAYS, "best-warmup", "refined-shared")),
     *_arms("adam", ("linear", "refined", "best-warmup")),
     *_arms("digits", ("linear", "refined", "refined-unguarded")),
     *_arms("digits-noisy", ("linear", "refined-unguarded")),
 )
 STANDARD_ARMS = (
+    *_arms("lad", ("wsd", "1/t")),
     *_arms("sgd", ("1-sqrt", "wsd", "stepwise")),
     *_arms("adam", ("cosine", "flat", "1/sqrt(t)", "1-sqrt", "wsd", "stepwise", "refined-shared")),
     *(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from gradatim.bench import Outcome, Scale, tuning_seeds
 from gradatim.optim.recorder import GradNormRecorder
@@ -89,14 +88,12 @@ def train(
     data, vocabulary = corpus()
     cut = len(data) * 9 // 10
     generator = torch.Generator().manual_seed(seed)
-    model = CharTransformer(vocabulary)
-    _initialise(model, generator)
+    with torch.random.fork_rng(devices=[]):
+        # Modules draw their first weights from the global generator; it is left as it was found.
+        torch.manual_seed(seed)
+        model = CharTransformer(vocabulary)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95))
-    scheduler: LRScheduler
-    if trace is None:
-        scheduler = TableLR(optimizer, shape(kind, steps))
-    else:
-        scheduler = RefinedLR(optimizer, trace)
+    scheduler = TableLR(optimizer, shape(kind, steps)) if trace is None else RefinedLR(optimizer, trace)
     with GradNormRecorder(optimizer, norm=1) as recorder:
         for _ in range(steps):
             loss = _loss(model, _windows(data[:cut], BATCH, generator))
@@ -117,14 +114,6 @@ def _loss(model: nn.Module, windows: Tensor) -> Tensor:
 def _windows(data: Tensor, count: int, generator: torch.Generator) -> Tensor:
     starts = torch.randint(len(data) - CONTEXT - 1, (count, 1), generator=generator)
     return data[starts + torch.arange(CONTEXT + 1)]
-
-
-def _initialise(model: nn.Module, generator: torch.Generator) -> None:
-    # PyTorch's own initialisation draws from the global generator; the seed's generator draws it again.
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            with torch.no_grad():
-                parameter.normal_(0.0, 0.02, generator=generator)
 
 
 @lru_cache(maxsize=1)
