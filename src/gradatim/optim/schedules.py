@@ -34,7 +34,7 @@ class TableLR(LRScheduler):
     factors: list[float]
 
     def __init__(
-        self, optimizer: Optimizer, factors: Sequence[float] | np.ndarray | Tensor, last_epoch: int = -1
+        self, optimizer: Optimizer, factors: Sequence[float | int] | np.ndarray | Tensor, last_epoch: int = -1
     ) -> None:
         # A plain list: it survives torch.load(weights_only=True), and indexing it is quick.
         self.factors = _table(factors)
@@ -81,7 +81,7 @@ class LinearDecayLR(LRScheduler):
         optimizer: Optimizer,
         total_steps: int,
         warmup_steps: int = 0,
-        end_factor: float = 0.0,
+        end_factor: float | int = 0.0,
         last_epoch: int = -1,
     ) -> None:
         if total_steps < 2:
@@ -121,7 +121,7 @@ class LinearDecayLR(LRScheduler):
         super().load_state_dict(state_dict)
 
 
-def set_base_lr(optimizer: Optimizer, base: float) -> None:
+def set_base_lr(optimizer: Optimizer, base: float | int) -> None:
     """Give every parameter group the rate `base`, in place where it is a tensor."""
     if not (math.isfinite(base) and base >= 0):
         raise ValueError(f"base must be a finite learning rate, not negative, got {base}")
@@ -133,7 +133,7 @@ def set_base_lr(optimizer: Optimizer, base: float) -> None:
             group["lr"] = base
 
 
-def _table(factors: Sequence[float] | np.ndarray | Tensor) -> list[float]:
+def _table(factors: Sequence[float | int] | np.ndarray | Tensor) -> list[float]:
     if isinstance(factors, Tensor):
         factors = factors.detach().to("cpu", torch.float64).numpy()
     table = np.asarray(factors, dtype=np.float64)
