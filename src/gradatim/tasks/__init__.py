@@ -3,6 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from gradatim.tasks.annotations import Row, draw_rows, heterogeneous, homogeneous, to_multi_positive
+from gradatim.tasks.attention_tokens import (
+    AttentionInstance,
+    orthonormal_instance,
+    random_instance,
+    random_instances,
+    relu_instance,
+)
+from gradatim.tasks.beir import write_beir
 from gradatim.tasks.docstrings import (
     TextCorpus,
     docstring_retrieval,
@@ -17,15 +25,19 @@ from gradatim.tasks.retrieval import (
     evaluate_run,
     pooled_negatives,
 )
+from gradatim.tasks.tabular import TABULAR_TASKS, TabularTask
 
 if TYPE_CHECKING:
     from gradatim.tasks.resampling import ResampleCallback
 
 __all__ = [
+    "TABULAR_TASKS",
+    "AttentionInstance",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
     "Row",
+    "TabularTask",
     "TextCorpus",
     "bm25_run",
     "dense_run",
@@ -36,8 +48,13 @@ __all__ = [
     "heterogeneous",
     "homogeneous",
     "linked_split",
+    "orthonormal_instance",
     "pooled_negatives",
+    "random_instance",
+    "random_instances",
+    "relu_instance",
     "to_multi_positive",
+    "write_beir",
 ]
 
 
