@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -108,6 +109,16 @@ def test_an_infinite_clip_measures_and_changes_nothing():
 def test_any_iterable_is_a_loader():
     batches = list(make_loader())
     assert train(loader=batches, epochs=2)[0].steps == 12
+
+
+def test_the_guide_s_snippet_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"__name__": "guide"}
+    exec(compile(code, "training.md", "exec"), names)  # noqa: S102
+    assert names["result"].steps == len(names["recorder"].norms()) == 24
+    assert (tmp_path / "run" / "step-24").is_dir()
 
 
 # -- random state --------------------------------------------------------------------------------------
