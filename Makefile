@@ -48,7 +48,7 @@ lint: $(VENV)/dev-ready  ## style, types and the import rules of the house
 	@$(BIN)/lint-imports
 
 docs: $(VENV)/dev-ready  ## build the documentation into site/
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/bench-ready  ## time the parts beside their peers, writing results/benchmarks/
 	@mkdir -p results/benchmarks
