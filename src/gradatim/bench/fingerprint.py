@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = "gradatim"
 NOT_METHOD = ("gradatim.bench", "gradatim.report", "gradatim.cli")
-TRAINING_LOOP = "gradatim.bench.fit"
+TRAINING_LOOP = "gradatim.bench.fit"  # and fit_batches, fit_step ... beside it
 
 
 @lru_cache(maxsize=256)
@@ -87,7 +87,9 @@ def _imports(node: ast.AST, home: str) -> Iterator[tuple[str, str | None]]:
 
 
 def _visit(module: str, symbol: str | None, seen: dict[str, str]) -> None:
-    if module.split(".")[0] != ROOT or (module.startswith(NOT_METHOD) and module != TRAINING_LOOP):
+    if module.split(".")[0] != ROOT or (
+        module.startswith(NOT_METHOD) and not module.startswith(TRAINING_LOOP)
+    ):
         return
     if symbol and (child := _file(f"{module}.{symbol}")) is not None and child != _file(module):
         _visit(f"{module}.{symbol}", None, seen)
