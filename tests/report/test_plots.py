@@ -5,14 +5,37 @@ import pytest
 import synthetic_reports as synthetic
 
 from gradatim.bench import Arm, Curve, Outcome, Results
-from gradatim.report.plots import _over_seeds, arm_plots, by_task, curve_plots, metrics_table, study_plots
+from gradatim.report.plots import (
+    _geometric,
+    _over_seeds,
+    arm_plots,
+    by_task,
+    curve_plots,
+    label_of,
+    metrics_table,
+    study_plots,
+)
 
 
 def test_arms_are_grouped_by_task_in_order():
-    arms = [Arm("b/x"), Arm("a/x"), Arm("b/y"), Arm("plain")]
+    arms = [Arm("b/x"), Arm("a/x"), Arm("b/1/sqrt(t)"), Arm("plain")]
     assert {t: [a.name for a in g] for t, g in by_task(arms).items()} == {
-        "b": ["b/x", "b/y"], "a": ["a/x"], "": ["plain"],
+        "b": ["b/x", "b/1/sqrt(t)"], "a": ["a/x"], "": ["plain"],
     }  # fmt: skip
+
+
+def test_labels_drop_the_task():
+    assert [label_of(a) for a in (Arm("b/1/sqrt(t)"), Arm("plain"), Arm("b/x", label="X"))] == [
+        "1/sqrt(t)",
+        "plain",
+        "X",
+    ]
+
+
+def test_a_grid_of_rates_is_drawn_by_factors():
+    assert _geometric(np.logspace(-3, 0, 10))
+    assert not _geometric(np.arange(1, 100))
+    assert not _geometric(np.array([0.0, 1.0, 10.0, 100.0]))
 
 
 def test_dot_plots_show_every_seed_and_arm():

@@ -50,12 +50,13 @@ class Plot:
 
 def task_of(arm: Arm) -> str:
     """`task` of an arm named `task/arm`, else nothing."""
-    return arm.name.rpartition("/")[0]
+    task, slash, _ = arm.name.partition("/")
+    return task if slash else ""
 
 
 def label_of(arm: Arm) -> str:
     """How an arm is called on a plot of its task."""
-    return arm.label or arm.name.rpartition("/")[2]
+    return arm.label or arm.name.removeprefix(f"{task_of(arm)}/")
 
 
 def by_task(arms: Iterable[Arm]) -> dict[str, list[Arm]]:
@@ -125,10 +126,11 @@ def _dots(
     across = axes.get_yaxis_transform()
     for i, (arm, row, e) in enumerate(zip(arms, values, estimates, strict=True)):
         color = {"method": CYCLE[0], "baseline": CYCLE[7], "control": CYCLE[1]}[arm.role]
-        x, y = _swarm(row, flat, logarithmic)
+        # The same number at every seed is one dot, not a pile.
+        x, y = _swarm(row if e.sd else row[:1], flat, logarithmic)
         face = "none" if arm.role == "control" else color
         axes.scatter(x, [i + v for v in y], s=17, facecolors=face, edgecolors=color, alpha=0.6, lw=1)
-        if e.mean is not None and e.low is not None and e.high is not None:
+        if e.sd and e.mean is not None and e.low is not None and e.high is not None:
             low = max(e.low, min(flat) / 3) if logarithmic else e.low
             axes.plot([low, e.high], [i + 0.21] * 2, color=color, lw=2, solid_capstyle="butt")
             axes.plot([e.mean] * 2, [i + 0.11, i + 0.31], color=color, lw=2, solid_capstyle="butt")
@@ -241,6 +243,8 @@ def _curve_plot(name: str, task: str, lines: Sequence[tuple[int, Arm, _Line]], k
                 axes.fill_between(line.x, low, line.high, color=color, alpha=0.15, lw=0)
         if logarithmic:
             axes.set_yscale("log")
+        if all(_geometric(line.x) for _, _, line in lines):
+            axes.set_xscale("log")
         axes.grid(axis="y", color=LINE, lw=0.6)
         axes.set_xlabel(clean(some.x_label), parse_math=False)
         axes.set_ylabel(clean(some.y_label), parse_math=False)
@@ -252,6 +256,14 @@ def _curve_plot(name: str, task: str, lines: Sequence[tuple[int, Arm, _Line]], k
     )
     svg = render(draw, (WIDTH, 260), key, title, alt)
     return Plot(title, alt, svg, _curve_table(some.x_label, lines), legend)
+
+
+def _geometric(x: np.ndarray) -> bool:
+    """Whether `x` goes up by factors rather than by steps, as a grid of learning rates does."""
+    if len(x) < 3 or x[0] <= 0 or x[-1] / x[0] < 10:
+        return False
+    steps, factors = np.diff(x), np.diff(np.log(x))
+    return bool(factors.std() / factors.mean() < steps.std() / steps.mean() / 2)
 
 
 def _curve_table(x_label: str, lines: Sequence[tuple[int, Arm, _Line]]) -> Table:
@@ -288,7 +300,7 @@ def study_plots(study: Study, results: Results, key: str) -> list[Plot]:
 def _study_plot(f: StudyFigure, results: Results, key: str) -> Plot:
     plot = Plot(f.title, f.alt, "", Table((), ()))
     try:
-        svg = render(lambda figure: f.draw(figure, results), (660, 340), key, f.title, f.alt)
+        svg = render(lambda figure: f.draw(figure, results), (760, 390), key, f.title, f.alt)
         plot = replace(plot, svg=svg)
         return replace(plot, table=_plain_table(f.table(results)))
     except Exception as e:

@@ -104,6 +104,10 @@ def _themed(svg: bytes, key: str, title: str, alt: str) -> str:
     _drop(root, {f"{_SVG}metadata", f"{_SVG}style"})
     for element in root.iter():
         element.tag = element.tag.removeprefix(_SVG)
+        # Indentation between the glyphs of a formula would be drawn as spaces.
+        element.tail = None
+        if len(element):
+            element.text = None
         for name, value in list(element.attrib.items()):
             del element.attrib[name]
             element.attrib[name.removeprefix(_XLINK)] = _attribute(name, value, key)
