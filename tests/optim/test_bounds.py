@@ -127,6 +127,14 @@ def test_numerical_optimum_beats_the_closed_form_on_uneven_norms() -> None:
     assert minimize_bound(G).bound <= refined.bound(G) < optimal_base_lr(linear(300), G)[1]
 
 
+def test_closed_form_and_numerical_optimum_have_one_shape() -> None:
+    G = np.concatenate([np.linspace(8, 1, 20), np.ones(180)])
+    numerical = minimize_bound(G).lrs
+    np.testing.assert_allclose(
+        refine_schedule(G, tau=1e-3).factors[:180], (numerical / numerical.max())[:180], atol=1e-2
+    )
+
+
 def test_a_solver_that_is_cut_short_says_so() -> None:
     with pytest.raises(RuntimeError, match="max_iterations"):
         minimize_bound(np.linspace(5, 1, 100), max_iterations=2)

@@ -198,7 +198,7 @@ def _json_lines(file: Path, key: str | None) -> tuple[str, dict[str, Any], Itera
         with file.open(encoding="utf-8-sig") as opened:
             for line, text in enumerate(opened, 1):
                 if text.strip():
-                    yield line, _parse(file, text, line)
+                    yield line, _parse(file, text.rstrip(), line)
 
     return "line", {}, _from_objects(file, objects(), key, "line")
 

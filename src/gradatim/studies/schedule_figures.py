@@ -47,7 +47,9 @@ def draw_refined(figure: Figure, results: Results) -> None:
         below.set_xlabel("step")
     axes[0][0].set_ylabel("gradient norm")
     axes[1][0].set_ylabel("factor of the base rate")
-    axes[1][-1].legend(loc="upper right", fontsize="small")
+    drawn = next((axis for axis in reversed(axes[1]) if axis.lines), None)
+    if drawn is not None:
+        drawn.legend(loc="upper right", fontsize="small")
 
 
 def refined_table(results: Results) -> Table:
@@ -82,13 +84,14 @@ def draw_rates(figure: Figure, results: Results) -> None:
         axis.set_xscale("log")
         axis.set_title(title)
         axis.set_xlabel("base learning rate")
-        if lowest:
+        if lowest and max(lowest) > min(lowest):
             # Diverging rates would squeeze the part that decides into a line.
             low, high = min(lowest), max(lowest)
             axis.set_ylim(low - 0.1 * (high - low), high + 1.5 * (high - low))
     axes[0].set_ylabel("final loss (mean of seeds)")
-    if axes[-1].lines:
-        axes[-1].legend(fontsize="small")
+    drawn = next((axis for axis in reversed(axes) if axis.lines), None)
+    if drawn is not None:
+        drawn.legend(fontsize="small")
 
 
 def rates_table(results: Results) -> Table:
