@@ -67,10 +67,10 @@ class Winner:
     seeds: int
 
 
-def choose_arms(task: Task, names: Sequence[str]) -> tuple[Arm, ...]:
-    """The named arms (the first is the baseline), then the plain ones that serve as controls.
+def choose_arms(task: Task, names: Sequence[str]) -> tuple[tuple[Arm, ...], tuple[Arm, ...]]:
+    """The arms to compare (the first is the baseline), and the plain ones beside them as controls.
 
-    Raises DataError for an unknown name, and where only one arm is left to compare.
+    A single name is compared with the strongest plain arm. Raises DataError for an unknown name.
     """
     wanted = list(dict.fromkeys(names or task.default))
     for name in wanted:
@@ -80,8 +80,8 @@ def choose_arms(task: Task, names: Sequence[str]) -> tuple[Arm, ...]:
             raise DataError(f'--arm "{name}" is unknown', f"{hint}choose from {', '.join(task.arms)}")
     if len(wanted) == 1:
         wanted += [name for name in task.plain if name not in wanted][:1]
-    chosen = [task.arms[name] for name in wanted]
-    return (*chosen, *(task.arms[name] for name in task.plain if name not in wanted))
+    controls = [name for name in task.plain if name not in wanted]
+    return tuple(task.arms[name] for name in wanted), tuple(task.arms[name] for name in controls)
 
 
 def comparison_study(
@@ -104,21 +104,17 @@ def comparison_study(
     n_train where seeds are overlapping splits of one data set; `source` names the data in the title and
     `remark` says how it was split and what was left out.
     """
-    chosen = choose_arms(task, arms)
-    named = arms or task.default
-    baseline = chosen[0]
+    compared, controls = choose_arms(task, arms)
+    baseline = compared[0]
     metric, better = metrics[0]
-    claims = tuple(
-        _claim(arm, baseline, chosen, task, metric, better, unit, overlap)
-        for arm in chosen[1:]
-        if arm.name in named or arm.role != "control"
-    )
+    claims = tuple(_claim(arm, baseline, task, metric, better, unit, overlap) for arm in compared[1:])
     return Study(
         slug=task.slug,
         title=f"{task.title}: {source}",
-        plain=f"{task.plain_words}\n\n{remark}".strip(),
+        plain=task.plain_words,
+        notes=remark,
         rooms=task.rooms,
-        arms=chosen,
+        arms=(*compared, *controls),
         claims=claims,
         profiles={PROFILE: Profile(seeds=seeds, scale=scale, core_seconds=core_seconds)},
         headline=tuple(metrics),
@@ -129,17 +125,10 @@ def comparison_study(
 
 
 def _claim(
-    arm: Arm,
-    baseline: Arm,
-    arms: Sequence[Arm],
-    task: Task,
-    metric: str,
-    better: Better,
-    unit: str,
-    overlap: float,
+    arm: Arm, baseline: Arm, task: Task, metric: str, better: Better, unit: str, overlap: float
 ) -> Claim:
-    held = {a.name for a in arms}
-    plain = next(n for n in task.plain if n in held and n not in (arm.name, baseline.name))
+    # Every plain arm runs in every comparison, named or not.
+    plain = next(name for name in task.plain if name not in (arm.name, baseline.name))
     return Claim(
         id=f"{arm.name}-over-{baseline.name}",
         statement=f"{arm.label or arm.name} beats {baseline.label or baseline.name} on {metric}",

@@ -167,6 +167,19 @@ def fit_winner(won: Winner, scale: Scale) -> Any:
     return as_sentence_transformer(encoder, _head(won.arm, won.settings["scale"], 0, scale, queries))
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """Write a `SentenceTransformer` into a folder, without its progress bars."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save(str(folder))
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
     """The lines that use the winner: the saved model where there is one, else the loss at its scale."""
     if won.arm == "bm25":

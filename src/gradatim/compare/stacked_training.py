@@ -87,7 +87,7 @@ def train_stacked(
     first = [torch.zeros_like(w) for w in weights]
     second = [torch.zeros_like(w) for w in weights]
     base = torch.tensor(list(rates), dtype=inputs.dtype)[:, None, None]
-    losses = torch.empty(len(order), copies)
+    losses = torch.empty(len(order), copies, dtype=inputs.dtype)
     norms = torch.empty(len(order), copies, dtype=torch.float64)
     for t, rows in enumerate(order):
         value = _losses(_forward(_pairs(weights), inputs[rows]), targets[rows], loss)

@@ -41,7 +41,7 @@ BOOLEANS = {"true": 1.0, "false": 0.0}
 class TableData:
     """A table in memory.
 
-    features   one column per feature: float64 with NaN for missing, or object with None for missing
+    features   one column per feature: float64, or object (strings); NaN for missing, as pandas reads it
     target     class labels as strings, or float64
     numeric / categorical   names of the feature columns of each kind
     rows_seen  rows of the file; above the limit `len(features)` is a seeded uniform sample of them
@@ -282,11 +282,12 @@ def _feature(
         numbers = column.to_numpy().astype(np.float64)
         if not force_categorical:
             return _finite(source, numbers, name, rows)
-        return np.array([None if np.isnan(v) else f"{v:.15g}" for v in numbers], dtype=object)
+        return np.array([np.nan if np.isnan(v) else f"{v:.15g}" for v in numbers], dtype=object)
     values = column.to_numpy().astype(object)
-    values[[value is None or value != value for value in values]] = None
+    missing = column.is_null().to_numpy()
+    values[missing] = None
     if force_categorical:
-        return values
+        return _as_categories(values)
     numbers, wrong = _as_numbers(values)
     if not wrong.any():
         return _finite(source, numbers, name, rows)
@@ -299,7 +300,11 @@ def _feature(
             f"column {quoted(name)} is {quoted(values[row])} where most rows have a number",
             f"correct it, or use --categorical {quoted(name)}",
         )
-    return values
+    return _as_categories(values)
+
+
+def _as_categories(values: np.ndarray) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=object)
 
 
 def _finite(
