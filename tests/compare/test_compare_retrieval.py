@@ -1,4 +1,4 @@
-"""Objectives on the user's collection: splits without leaks, masks by brute force, the saved model's scores."""
+"""Objectives on the user's collection: no leaks, masks by brute force, the saved model's scores."""
 
 from __future__ import annotations
 

@@ -81,9 +81,8 @@ def test_the_rate_is_chosen_without_the_test_rows(table, monkeypatch):
 @pytest.mark.parametrize("arm", ["linear", "cosine", "inverse-sqrt", "refined", "flat"])
 def test_printed_code_runs(table, optimizer, kind, arm):
     study = schedule.comparison(table(kind=kind), "y", optimizer=optimizer, epochs=1)
-    code = winner_code(
-        Winner(arm, "", 0.0, {"rate": 0.1 if optimizer == "sgd" else 0.01}, 1), scale_of(study)
-    )
+    rate = 0.1 if optimizer == "sgd" else 0.01
+    code = winner_code(Winner(arm, "", 0.0, {"rate": rate}, 1), scale_of(study))
     namespace: dict = {}
     with torch.random.fork_rng():
         exec(compile(code, "snippet", "exec"), namespace)  # noqa: S102

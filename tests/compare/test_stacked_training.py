@@ -17,17 +17,18 @@ RATES = (1e-3, 1e-2, 5e-2)
 @pytest.mark.parametrize("loss", ["cross entropy", "squared error"])
 def test_equals_separate_runs_with_torch(optimizer, loss):
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(40, 5, generator=generator)
+    inputs = torch.randn(40, 5, generator=generator, dtype=torch.float64)
     targets = torch.randint(3, (40,), generator=generator)
     outputs = 3
     if loss == "squared error":
         targets, outputs = inputs[:, 0] * 2, 1
-    layers = initial_layers((5, 8, outputs), generator)
+    layers = [(w.double(), b.double()) for w, b in initial_layers((5, 8, outputs), generator)]
     order = batch_order(40, 16, 30, generator)
     factors = cosine(30)
     run = train_stacked(layers, inputs, targets, order, RATES, factors, loss=loss, optimizer=optimizer)
     for k, rate in enumerate(RATES):
         model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, outputs))
+        model.double()
         with torch.no_grad():
             for module, (weight, bias) in zip((model[0], model[2]), layers, strict=True):
                 module.weight.copy_(weight.T)
@@ -39,12 +40,12 @@ def test_equals_separate_runs_with_torch(optimizer, loss):
             for t, rows in enumerate(order):
                 moves.zero_grad()
                 value = row_losses(model(inputs[rows])[None], targets[rows], loss).mean()
-                assert float(value) == pytest.approx(float(run.losses[t, k]), rel=2e-4)
+                assert value.item() == pytest.approx(run.losses[t, k], rel=1e-9)
                 value.backward()
                 moves.step()
                 schedule.step()
-            np.testing.assert_allclose(run.norms[:, k], recorder.norms(), rtol=2e-3)
-        torch.testing.assert_close(run.outputs(inputs)[k], model(inputs).detach(), rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(run.norms[:, k], recorder.norms(), rtol=1e-6)
+        torch.testing.assert_close(run.outputs(inputs)[k], model(inputs).detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_a_copy_that_overflows_leaves_the_others_alone():

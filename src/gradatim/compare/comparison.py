@@ -127,8 +127,10 @@ def comparison_study(
 def _claim(
     arm: Arm, baseline: Arm, task: Task, metric: str, better: Better, unit: str, overlap: float
 ) -> Claim:
-    # Every plain arm runs in every comparison, named or not.
-    plain = next(name for name in task.plain if name not in (arm.name, baseline.name))
+    # Every plain arm runs in every comparison, named or not. Between the two plainest there is none
+    # left but the baseline itself.
+    others = (name for name in task.plain if name not in (arm.name, baseline.name))
+    plain = next(others, baseline.name)
     return Claim(
         id=f"{arm.name}-over-{baseline.name}",
         statement=f"{arm.label or arm.name} beats {baseline.label or baseline.name} on {metric}",
