@@ -47,7 +47,7 @@ def test_axis_keeps_order_and_ticks_stand_apart(low, high, points):
 
 
 def test_row_stands_where_the_standardised_effect_is():
-    v = verdict([1.0, 2.0, 3.0], paper=1.5, margin=0.5)
+    v = verdict([2.0, 4.0, 6.0], paper=3.0, margin=1.0)
     axis = axis_for([v])
     r = row(v, axis)
     d, low, high = v.estimate.standardized

@@ -82,6 +82,17 @@ def test_counts_are_the_verdicts(house):
     assert f"of which {survived} also" in text
 
 
+def test_only_reproduced_claims_that_survive_stand(tmp_path):
+    r = synthetic.boosted()
+    words = [("reproduced", "survives"), ("reproduced", "undecided"), ("inconclusive", "survives")]
+    verdicts = [
+        replace(v, word=w, control=replace(v.control, word=c))
+        for v, (w, c) in zip(r.verdicts[:3], words, strict=True)
+    ]
+    text = Page(write_report([replace(r, verdicts=verdicts)], tmp_path / "r").read_text()).all_text()
+    assert "2 reproduced , of which 1 also survives the plain explanation that could explain it away" in text
+
+
 def test_a_changed_figure_changes_the_page(house, tmp_path):
     index, reports = house
     v = reports[0].verdicts[0]
