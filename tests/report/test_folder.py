@@ -29,6 +29,10 @@ def test_accepts_an_empty_folder_and_refuses_any_other(tmp_path):
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.tex").write_text("years of work")
+    with pytest.raises(ReportError, match=r"thesis holds other files"):
+        check_folder(other)
+    check_folder(out)
+    check_folder(tmp_path / "new")
     with pytest.raises(ReportError, match=r"thesis holds other files.*--out"):
         replace_folder(other, {"index.html": "x"})
     assert (other / "chapter.tex").read_text() == "years of work"

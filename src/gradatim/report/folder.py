@@ -24,8 +24,8 @@ def replace_folder(folder: Path, files: Mapping[str, str]) -> None:
 
     Raises ReportError when `folder` holds something that is not a report, or cannot be written.
     """
+    check_folder(folder)
     folder = folder.resolve()
-    _check(folder)
     tag = uuid.uuid4().hex[:8]
     fresh = folder.with_name(f".{folder.name}.{tag}.new")
     try:
@@ -45,7 +45,12 @@ def replace_folder(folder: Path, files: Mapping[str, str]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _check(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Refuse, before anything is measured, a folder that a report must not replace.
+
+    Raises ReportError when `folder` is a file or holds something that is not a report.
+    """
+    folder = folder.resolve()
     if not folder.exists():
         return
     if not folder.is_dir():
