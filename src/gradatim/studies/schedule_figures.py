@@ -47,7 +47,7 @@ def draw_refined(figure: Figure, results: Results) -> None:
         below.set_xlabel("step")
     axes[0][0].set_ylabel("gradient norm")
     axes[1][0].set_ylabel("factor of the base rate")
-    drawn = next((axis for axis in reversed(axes[1]) if axis.lines), None)
+    drawn = next((axis for axis in axes[1] if axis.lines), None)
     if drawn is not None:
         drawn.legend(loc="upper right", fontsize="small")
 
@@ -89,7 +89,8 @@ def draw_rates(figure: Figure, results: Results) -> None:
             low, high = min(lowest), max(lowest)
             axis.set_ylim(low - 0.1 * (high - low), high + 1.5 * (high - low))
     axes[0].set_ylabel("final loss (mean of seeds)")
-    drawn = next((axis for axis in reversed(axes) if axis.lines), None)
+    # The first task has every schedule in every profile.
+    drawn = next((axis for axis in axes if axis.lines), None)
     if drawn is not None:
         drawn.legend(fontsize="small")
 

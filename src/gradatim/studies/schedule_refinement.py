@@ -545,7 +545,7 @@ study = Study(
         ),
         "standard": Profile(
             seeds=32,
-            scale={**SCALE, "tuning_seeds": 16, "text_steps": 600, "text_tuning_seeds": 2},
+            scale={**SCALE, "tuning_seeds": 16, "text_steps": 300, "text_tuning_seeds": 2},
             core_seconds=2400.0,
             batch=16,
         ),
