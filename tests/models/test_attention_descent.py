@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from gradatim.models.attention_descent import attention_gradient, train_attention
+from gradatim.models.attention_descent import (
+    QuadraticHead,
+    ReLUHead,
+    attention_gradient,
+    train_attention,
+)
 from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.optim.normalized_sgd import NormalizedSGD
 from gradatim.tasks.attention_tokens import (
@@ -37,6 +42,43 @@ def test_gradient_equals_autograd(d):
     data, w = tensors(d=d), weights(d=d).requires_grad_()
     (expected,) = torch.autograd.grad(loss(*data, w), w)
     torch.testing.assert_close(attention_gradient(*data, w.detach()), expected, atol=1e-16, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["relu", "quadratic"])
+def test_gradient_of_other_heads_equals_autograd(kind):
+    x, z, y, v = tensors(d=6)
+    w = weights(d=6, scale=3.0).requires_grad_()
+    matrix = torch.randn(3, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    u = torch.einsum("bnt,bntd->bnd", torch.einsum("bntd,bde,bne->bnt", x, w, z).softmax(-1), x)
+    if kind == "relu":
+        head, f = ReLUHead(matrix), torch.einsum("bnd,bdk->bnk", u, matrix).relu().sum(-1)
+    else:
+        head, f = QuadraticHead(v, 0.7), torch.einsum("bnd,bd->bn", u, v) - 0.7 * u.square().sum(-1)
+    (expected,) = torch.autograd.grad(nn.functional.softplus(-y * f).mean(-1).sum(), w)
+    torch.testing.assert_close(attention_gradient(x, z, y, head, w.detach()), expected, atol=1e-16, rtol=1e-9)
+    direction = attention_gradient(x, z, y, head, w.detach(), log_domain=True)
+    cosine = nn.functional.cosine_similarity(direction.flatten(1), expected.flatten(1))
+    assert (1 - cosine).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("parameterization", ["w", "kq"])
+def test_ridge_means_the_same_in_both_domains(parameterization):
+    data = tensors()
+    options = {"parameterization": parameterization, "rate": 0.1, "steps": 40, "ridge": 1e-3}
+    literal = train_attention(*data, log_domain=False, **options).weight
+    torch.testing.assert_close(train_attention(*data, **options).weight, literal, atol=1e-9, rtol=1e-9)
+    free = train_attention(*data, **{**options, "ridge": 0.0}).weight
+    assert (free - literal).abs().max() > 1e-3
+
+
+def test_a_tiny_ridge_stops_growth_in_float32_as_in_float64():
+    data = tensors()
+    options = {"parameterization": "kq", "rate": 0.3, "steps": 600, "ridge": 2.2e-16}
+    double = train_attention(*data, **options).weight
+    single = train_attention(*(a.float() for a in data), **options).weight
+    assert double.norm(dim=(1, 2)).max() < 200  # without it the norm grows as the square of the step count
+    cosine = nn.functional.cosine_similarity(double.flatten(1), single.double().flatten(1))
+    assert (1 - cosine).abs().max() < 1e-5
 
 
 def test_log_domain_points_the_same_way_until_rounding_wins():
@@ -117,6 +159,8 @@ def test_bad_requests():
         train_attention(*data, parameterization="kq", init="zero")
     with pytest.raises(ValueError, match="needs normalize=True"):
         train_attention(*data, normalize=False)
+    with pytest.raises(ValueError, match="ridge must be at least 0"):
+        train_attention(*data, ridge=-1.0)
     with pytest.raises(ValueError, match="1 seeds, got 2"):
         train_attention(*data, seeds=[1, 2])
     with pytest.raises(ValueError, match="not padding"):

@@ -1,6 +1,13 @@
 """What learns? Torch modules, PreTrainedModel and scikit-learn estimators."""
 
-from gradatim.models.attention_descent import AttentionDescent, attention_gradient, train_attention
+from gradatim.models.attention_descent import (
+    AttentionDescent,
+    LinearHead,
+    QuadraticHead,
+    ReLUHead,
+    attention_gradient,
+    train_attention,
+)
 from gradatim.models.boosted_head import BoostedHead
 from gradatim.models.boosted_network import BoostedMLPClassifier, BoostedMLPRegressor
 from gradatim.models.boosted_objectives import BoostingObjective, CrossEntropy, LogExponential, SquaredError
@@ -21,7 +28,10 @@ __all__ = [
     "BoostingObjective",
     "CrossEntropy",
     "EncoderUnavailableError",
+    "LinearHead",
     "LogExponential",
+    "QuadraticHead",
+    "ReLUHead",
     "SingleQueryAttention",
     "SquaredError",
     "attention_gradient",
