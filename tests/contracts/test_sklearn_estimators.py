@@ -30,7 +30,6 @@ CASES = [
         ),
         {},
     ),
-    (BoostedMLPRegressor(n_units=12, subsample=1.0, alpha=1.0, solver="lbfgs", random_state=0), {}),
 ]
 
 
