@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradatim.report.folder import MARKER, ReportError, replace_folder
+from gradatim.report.folder import MARKER, ReportError, check_folder, replace_folder
 
 
 def _siblings(folder: Path) -> list[str]:
