@@ -13,7 +13,16 @@ from typing import Any, Literal
 from gradatim.bench.board import Board, TrialRecord, trial_key
 from gradatim.bench.environment import environment, keyed_versions
 from gradatim.bench.fingerprint import code_digest
-from gradatim.bench.study import FIRST_TUNING_SEED, Outcome, Profile, Results, Scale, Study, Trial
+from gradatim.bench.study import (
+    FIRST_JUDGING_SEED,
+    FIRST_TUNING_SEED,
+    Outcome,
+    Profile,
+    Results,
+    Scale,
+    Study,
+    Trial,
+)
 from gradatim.bench.summary import FailedTrial, StudyReport
 from gradatim.bench.verdict import judge
 from gradatim.bench.worker import Chunk, Finished, prepare_worker, run_chunk
@@ -92,7 +101,7 @@ def plan(study: Study, options: RunOptions) -> Plan:
     trials = [
         Trial(study.slug, arm, seed, options.profile, profile.scale)
         for arm in study.arms_of(profile)
-        for seed in range(profile.seeds)
+        for seed in range(study.first_seed, study.first_seed + profile.seeds)
     ]
     return Plan(
         study,
@@ -109,8 +118,9 @@ def _overridden(study: Study, profile: Profile, options: RunOptions) -> Profile:
     if unknown:
         raise PlanError(f"{study.slug} takes no --{unknown[0]}; remove it, or run a study that does")
     seeds = profile.seeds if options.seeds is None else options.seeds
-    if not 2 <= seeds < FIRST_TUNING_SEED:
-        raise PlanError(f"--seeds {seeds}: an interval needs from 2 to {FIRST_TUNING_SEED - 1} seeds")
+    most = FIRST_TUNING_SEED - FIRST_JUDGING_SEED
+    if not 2 <= seeds <= most:
+        raise PlanError(f"--seeds {seeds}: an interval needs from 2 to {most} seeds")
     cost = profile.core_seconds * seeds / profile.seeds
     return replace(profile, seeds=seeds, core_seconds=cost, scale={**profile.scale, **options.overrides})
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Scale = Mapping[str, Any]
 Better = Literal["higher", "lower"]
 
+FIRST_JUDGING_SEED = 1_000
 FIRST_TUNING_SEED = 1_000_000
 
 
@@ -24,7 +25,9 @@ def tuning_seeds(n: int) -> range:
     """The first `n` seeds reserved for tuning.
 
     Test seeds are always below `FIRST_TUNING_SEED`, so a rate or a temperature chosen on these seeds
-    has never seen the seeds that judge it.
+    has never seen the seeds that judge it. A paper's study is judged from `FIRST_JUDGING_SEED` upwards:
+    the seeds below belong to whoever writes it, so that margins and grids settled while looking at
+    results are not judged by those results.
     """
     return range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + n)
 
@@ -116,7 +119,7 @@ class Contrast:
     """By how much `arm` is better than `baseline` on `metric`, seed by seed.
 
     `better="lower"` gives baseline - arm, so that a positive effect always favours `arm`.
-    With `relative=True` the difference is divided by the baseline's value.
+    With `relative=True` the difference is divided by the baseline's value; seeds where that is 0 drop out.
     """
 
     arm: str
@@ -132,7 +135,7 @@ class Contrast:
         return {
             seed: sign * (ours[seed] - theirs[seed]) / (theirs[seed] if self.relative else 1.0)
             for seed in ours
-            if seed in theirs
+            if seed in theirs and not (self.relative and theirs[seed] == 0)
         }
 
 
@@ -204,7 +207,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of a study to run: seeds 0..seeds-1 at this scale.
+    """How much of a study to run: this many seeds at this scale.
 
     `core_seconds` is the declared cost of the whole profile on one core, used to order studies and to
     fit a budget until the board has measured it. `arms` restricts the arms (default: all); `batch` is
@@ -295,6 +298,11 @@ class Study:
         ids = [claim.id for claim in self.claims]
         if len(set(ids)) != len(ids):
             raise ValueError(f"study {self.slug!r} has two claims of one id")
+
+    @property
+    def first_seed(self) -> int:
+        """The first seed that judges: a comparison on a user's data may use its seeds as fold numbers."""
+        return 0 if self.number is None else FIRST_JUDGING_SEED
 
     def arms_of(self, profile: Profile) -> tuple[Arm, ...]:
         """The arms that a profile runs."""

@@ -44,10 +44,11 @@ def run_session(session: Session) -> int:
     """Run the session's studies, fastest first, print and write what came out; returns the exit code."""
     from rich.console import Console
 
-    from gradatim.report import write_report
+    from gradatim.report import check_folder, write_report
     from gradatim.report.terminal import LiveRun, print_report
 
     started = time.monotonic()
+    check_folder(session.out)
     console = Console(stderr=session.as_json, quiet=session.quiet or session.as_json)
     with Board(session.board) as board:
         jobs = sorted((_job(study, board, session) for study in session.studies), key=lambda j: j.seconds)
@@ -64,7 +65,8 @@ def run_session(session: Session) -> int:
                     bench.run(job.plan, board, session.options, live.update)
                     reports.append(bench.report(job.plan, board, _command(session, job.study)))
                     live.finish(reports[-1])
-    index = write_report(reports, session.out) if reports else None
+    others = [job.study for job in left]
+    index = write_report(reports, session.out, command=session.command, others=others) if reports else None
     for report in sorted(reports, key=lambda r: r.study.number or 0):
         print_report(console, report)
     if session.as_json:

@@ -50,6 +50,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     from gradatim.bench.board import BoardError
     from gradatim.bench.engine import PlanError
     from gradatim.compare.errors import DataError
+    from gradatim.report.folder import ReportError
     from gradatim.studies import UnknownStudy
 
-    return UsageError, BoardError, PlanError, DataError, UnknownStudy
+    return UsageError, BoardError, PlanError, DataError, ReportError, UnknownStudy
