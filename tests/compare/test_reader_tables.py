@@ -170,6 +170,21 @@ def test_bad_csv_names_file_line_and_fix(tmp_path, case):
     assert "; " in str(error)
 
 
+def test_lines_are_counted_over_all_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited, "BLOCK", 2**12)
+    rows = [f"{i},{i % 7},{'p' if i % 2 else 'q'}" for i in range(6000)]
+    for bad, words in (("1,2,", "missing"), ("1,two,p", '"two"'), ("1,2", "2 fields")):
+        path = write(tmp_path / "t.csv", table_text([*rows[:5000], bad, *rows[5000:]]))
+        with pytest.raises(DataError, match=words) as caught:
+            read_table(path, "y")
+        assert caught.value.line == 5002
+    frame = pd.DataFrame({"a": np.arange(40_000.0), "y": np.arange(40_000.0)})
+    frame.loc[30_000, "y"] = np.nan
+    frame.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 30001"):
+        read_table(tmp_path / "t.parquet", "y")
+
+
 def test_byte_order_mark_blank_lines_and_windows_line_ends_are_fine(tmp_path):
     text = "\n" + table_text([*GOOD[:5], "", *GOOD[5:]])
     path = write(tmp_path / "t.csv", b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())

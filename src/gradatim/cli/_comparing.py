@@ -11,7 +11,6 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.padding import Padding
-from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -83,10 +82,10 @@ def run_comparison(asked: Comparing) -> int:
 def arm_table(report: StudyReport) -> Table:
     """One row per arm: every judged metric with its 95% interval, best arm first."""
     metric, better = report.study.headline[0]
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, caption="mean ± half of the 95% interval")
     table.add_column("arm", no_wrap=True)
     for name, _ in report.study.headline:
-        table.add_column(f"{name} [95%]", justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("seeds", justify="right")
     sign = -1.0 if better == "higher" else 1.0
 
@@ -111,7 +110,7 @@ def arm_estimate(report: StudyReport, arm: str, metric: str) -> Estimate:
 def _cell(e: Estimate) -> str:
     if e.mean is None:
         return "-"
-    return f"{e.mean:.4g}" + ("" if e.low is None or e.high is None else f" [{e.low:.4g}, {e.high:.4g}]")
+    return f"{e.mean:.4g}" + ("" if e.low is None else f" ±{e.mean - e.low:.2g}")
 
 
 def _announce(console: Console, asked: Comparing, won: Winner | None, code: str) -> str:
@@ -119,12 +118,10 @@ def _announce(console: Console, asked: Comparing, won: Winner | None, code: str)
         console.print("no arm finished; the failures above say why", style="red")
         return ""
     console.print()
-    console.print(
-        Text(f"best mean {won.metric}: {won.arm} ({won.mean:.4g}, {won.seeds} seeds)", style="bold")
-    )
-    console.print(
-        Panel(Syntax(code, "python", background_color="default"), title="use it", border_style="dim")
-    )
+    best = f"best mean {won.metric}: {won.arm} ({won.mean:.4g}, {won.seeds} seeds); to use it:"
+    console.print(Text(best, style="bold"))
+    # No frame, no cropping, no wrapping: the lines are there to be copied.
+    console.print(Syntax(code, "python", background_color="default").highlight(code), soft_wrap=True)
     if asked.save_to is None:
         return ""
     kept = asked.save(won, asked.save_to)

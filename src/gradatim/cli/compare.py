@@ -78,7 +78,7 @@ def retrieval(
     from gradatim.compare.saving import write_folder
 
     if list_arms:
-        return _list_arms(task.ARMS, as_json)
+        return _list_arms(task.TASK.arms, as_json)
     if any(value <= 0 for value in scale or ()):
         raise UsageError(f"--scale {min(scale or ())} must be above 0; try 20")
     study = task.comparison(
@@ -99,7 +99,7 @@ def retrieval(
         fitted = task.fit_winner(won, settings)
         if fitted is None:
             return f"nothing saved: {won.arm} has no weights; the lines above are all it needs"
-        write_folder(folder, lambda fresh_folder: fitted.save(str(fresh_folder)))
+        write_folder(folder, lambda inside: task.save_model(fitted, inside))
         return f"saved: {folder} (sentence-transformers format)"
 
     return _run(
@@ -145,7 +145,7 @@ def tabular(
     from gradatim.compare.saving import write_folder
 
     if list_arms:
-        return _list_arms(task.ARMS, as_json)
+        return _list_arms(task.TASK.arms, as_json)
     study = task.comparison(
         _needed(data, "--data", "a CSV or Parquet file"),
         _needed(target, "--target", "the column to predict"),
@@ -213,7 +213,7 @@ def schedule(
     from gradatim.compare.schedule_code import winner_code
 
     if list_arms:
-        return _list_arms(task.ARMS, as_json)
+        return _list_arms(task.TASK.arms, as_json)
     study = task.comparison(
         _needed(data, "--data", "a CSV or Parquet file"),
         _needed(target, "--target", "the column to predict"),

@@ -199,6 +199,12 @@ def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
             load_line = f"model = load_text_encoder({name!r})"
             return f"from gradatim.models.text_encoder import load_text_encoder\n\n{load_line}"
         return f"from sentence_transformers import SentenceTransformer\n\n{load_line}"
+    how = (
+        "# Measured: a linear map on the frozen encoder. --save FOLDER keeps it as a SentenceTransformer;\n"
+        "# --train full, or these lines, train every weight with the same loss."
+        if scale["train"] == "head"
+        else "# --save FOLDER keeps the model that was trained."
+    )
     return "\n".join(
         [
             "from gradatim.losses import MultiPositiveRankingLoss",
@@ -206,7 +212,7 @@ def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
             "",
             f"model = load_text_encoder({scale['model']!r})",
             f"loss = MultiPositiveRankingLoss(model, objective={won.arm!r}, scale={won.settings['scale']!r})",
-            "# Train with SentenceTransformerTrainer(model=model, train_dataset=..., loss=loss).",
+            how,
         ]
     )
 

@@ -45,6 +45,8 @@ def finetune(
     from gradatim.tasks.resampling import ResampleCallback
 
     encoder = load_text_encoder(model, device, tokens)
+    # Else the trainer puts the user's own texts into the model card.
+    encoder.model_card_data.generate_widget_examples = False
     loss = MultiPositiveRankingLoss(encoder, objective=objective, scale=scale, seed=seed)
     resample = ResampleCallback(
         task.queries,
