@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import bootstrap
 
 from gradatim.bench import Results, StudyFigure, Table
 
@@ -151,6 +152,55 @@ def scale_table(results: Results) -> Table:
     return Table(["labels", "objective", "scale", "recall@10 on dev queries"], rows)
 
 
+DIFFERENCES = tuple(
+    (f"{regime}/{name}", f"{regime}/rand1-lh") for regime in ("clean", "mixed", "heavy") for name in PULLED
+)
+
+
+def _query_interval(results: Results, arm: str, baseline: str) -> tuple[float, float, float] | None:
+    """Mean difference in recall (means over the shared seeds) and its 95% bootstrap interval over queries."""
+    ours, theirs = results.curves(arm, "queries"), results.curves(baseline, "queries")
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None
+    by_query = np.mean([np.subtract(ours[seed].y, theirs[seed].y) for seed in seeds], axis=0)
+    if np.ptp(by_query) == 0:
+        return float(by_query[0]), float(by_query[0]), float(by_query[0])
+    interval = bootstrap(
+        (by_query,), np.mean, n_resamples=4000, rng=np.random.default_rng(0), method="BCa"
+    ).confidence_interval
+    return float(by_query.mean()), float(interval.low), float(interval.high)
+
+
+def draw_queries(figure: Figure, results: Results) -> None:
+    """Each objective minus Rand1LH, with the interval over test queries."""
+    axis = figure.subplots()
+    names: list[str] = []
+    for arm, baseline in DIFFERENCES:
+        found = _query_interval(results, arm, baseline)
+        if found is None:
+            continue
+        mean, low, high = found
+        regime, _, name = arm.partition("/")
+        axis.plot([low, high], [len(names)] * 2, color=COLOURS[name])
+        axis.plot([mean], [len(names)], "o", color=COLOURS[name])
+        names.append(f"{LABELS[name]}, {regime}")
+    axis.axvline(0, color="0.5", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlabel("recall@10 minus that of Rand1LH, 95% interval over test queries")
+
+
+def queries_table(results: Results) -> Table:
+    """The differences and intervals drawn."""
+    rows: list[Sequence[str | float]] = []
+    for arm, baseline in DIFFERENCES:
+        found = _query_interval(results, arm, baseline)
+        if found is not None:
+            rows.append([arm, baseline, *(round(value, 4) for value in found)])
+    return Table(["arm", "minus", "difference in recall@10", "low", "high"], rows)
+
+
 FIGURES = (
     StudyFigure(
         name="pull",
@@ -176,5 +226,13 @@ FIGURES = (
         "most peak at a middle scale.",
         draw=draw_scale,
         table=scale_table,
+    ),
+    StudyFigure(
+        name="queries",
+        title="Differences to Rand1LH, with intervals over test queries",
+        alt="Dots with horizontal intervals: recall at ten of LSEPair, JointLH, SumMargLH and ExpRand1 minus "
+        "that of Rand1LH, for clean, mixed and heavily noisy labels, beside a line at zero.",
+        draw=draw_queries,
+        table=queries_table,
     ),
 )

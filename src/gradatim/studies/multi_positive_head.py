@@ -21,13 +21,19 @@ from gradatim.bench.study import Scale, tuning_seeds
 from gradatim.losses.multi_positive import multi_positive_loss
 from gradatim.models.text_encoder import encode_texts
 from gradatim.tasks.annotations import draw_rows, heterogeneous
-from gradatim.tasks.docstrings import GOLD, docstring_retrieval
-from gradatim.tasks.retrieval import RetrievalTask, bm25_run, dense_run, evaluate_run, pooled_negatives
+from gradatim.tasks.docstrings import GOLD, docstring_retrieval, linked_split
+from gradatim.tasks.retrieval import (
+    RetrievalScores,
+    RetrievalTask,
+    bm25_run,
+    dense_run,
+    evaluate_run,
+    pooled_negatives,
+)
 
 PASSAGE_TOKENS = 96
 POOL = 20
-DEV_SHARE, TRAIN_SHARE = 0.25, 0.7
-OVERLAP = (1 - TRAIN_SHARE) / TRAIN_SHARE
+DEV_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -48,45 +54,42 @@ REGIMES: Mapping[str, Regime] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """The task, its vectors and its hard negatives."""
+    """The task, its vectors and hard negatives, and which queries train and which test.
+
+    Temperatures are chosen by training on `train` less `dev` and looking at `dev`, a part of `train`.
+    """
 
     task: RetrievalTask
     query_vectors: Mapping[str, np.ndarray]
     passages: Tensor
     row_of: Mapping[str, int]
     negatives: Mapping[str, Sequence[str]]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
     dev: tuple[str, ...]
-    rest: tuple[str, ...]
-
-    def split(self, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Train and test queries of a seed; the dev queries are in neither."""
-        order = np.random.default_rng(seed).permutation(len(self.rest))
-        cut = int(TRAIN_SHARE * len(order))
-        return tuple(self.rest[i] for i in order[:cut]), tuple(self.rest[i] for i in order[cut:])
 
 
 @lru_cache(maxsize=2)
 def bench(model: str) -> Bench:
     """Encodes the corpus (once per machine: the cache is shared) and pools hard negatives."""
     task = docstring_retrieval()
-    linked = np.array([query for query, grades in task.qrels.items() if len(grades) > 1], dtype=object)
-    np.random.default_rng(0).shuffle(linked)
-    ids = [str(query) for query in linked]
+    train, test = linked_split(task)
+    ids = [*train, *test]
     passages = encode_texts(list(task.corpus.values()), model, max_seq_length=PASSAGE_TOKENS)
     queries = encode_texts([task.queries[query] for query in ids], model, max_seq_length=PASSAGE_TOKENS)
     runs = [
         bm25_run(task, POOL, query_ids=ids),
         dense_run(_unit(queries), _unit(passages), ids, task.doc_ids, POOL),
     ]
-    cut = int(DEV_SHARE * len(ids))
     return Bench(
         task=task,
         query_vectors=dict(zip(ids, queries, strict=True)),
         passages=torch.from_numpy(passages),
         row_of={doc: i for i, doc in enumerate(task.doc_ids)},
         negatives=pooled_negatives(task, runs, POOL, ids),
-        dev=tuple(ids[:cut]),
-        rest=tuple(ids[cut:]),
+        train=train,
+        test=test,
+        dev=train[int((1 - DEV_SHARE) * len(train)) :],
     )
 
 
@@ -148,7 +151,7 @@ def train_head(
     return weight.detach()
 
 
-def evaluate(b: Bench, weight: Tensor, queries: Sequence[str]) -> dict[str, float]:
+def evaluate(b: Bench, weight: Tensor, queries: Sequence[str]) -> RetrievalScores:
     """Recall@10 over gold and links, MRR@10 of the gold passage, graded nDCG@10, over the whole corpus."""
     vectors = torch.from_numpy(np.stack([b.query_vectors[query] for query in queries]))
     run = dense_run(
@@ -158,30 +161,24 @@ def evaluate(b: Bench, weight: Tensor, queries: Sequence[str]) -> dict[str, floa
         b.task.doc_ids,
         k=10,
     )
-    found = evaluate_run(run, b.task.of_queries(queries).qrels, recall_at=(10,), mrr_least_grade=GOLD)
-    return {"recall@10": found["recall@10"], "mrr@10": found["mrr@10"], "ndcg@10": found["ndcg@10"]}
+    return evaluate_run(run, b.task.of_queries(queries).qrels, recall_at=(10,), mrr_least_grade=GOLD)
 
 
 @lru_cache(maxsize=256)
 def tuned(recipe: Recipe, frozen: str) -> tuple[float, tuple[float, ...]]:
-    """The temperature scale with the best recall@10 on the dev queries, and that recall for every scale.
-
-    Dev queries are never tested on, and the runs are those of tuning seeds.
-    """
+    """The temperature scale with the best recall@10 on the dev queries, and that recall for every scale."""
     scale = json.loads(frozen)
     b = bench(scale["model"])
-    recalls = tuple(
-        float(
-            np.mean(
-                [
-                    evaluate(b, train_head(b, recipe, b.split(s)[0], value, s, scale), b.dev)["recall@10"]
-                    for s in tuning_seeds(int(scale["tuning_seeds"]))
-                ]
-            )
-        )
-        for value in scale["scales"]
-    )
-    return float(scale["scales"][int(np.argmax(recalls))]), recalls
+    dev = set(b.dev)
+    train = [query for query in b.train if query not in dev]
+    recalls = []
+    for value in scale["scales"]:
+        heads = [
+            train_head(b, recipe, train, value, seed, scale)
+            for seed in tuning_seeds(int(scale["tuning_seeds"]))
+        ]
+        recalls.append(float(np.mean([evaluate(b, head, b.dev)["recall@10"] for head in heads])))
+    return float(scale["scales"][int(np.argmax(recalls))]), tuple(recalls)
 
 
 def freeze(scale: Scale) -> str:

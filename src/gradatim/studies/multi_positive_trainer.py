@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,17 @@ def docstring_material(model: str, seed: int) -> Material:
     from gradatim.tasks.docstrings import GOLD
 
     b = bench(model)
-    train, test = b.split(seed)
     return Material(
         queries=b.task.queries,
         corpus=b.task.corpus,
-        positives=annotate(b, Recipe("lse-pair", "clean"), train, seed),
+        positives=annotate(b, Recipe("lse-pair", "clean"), b.train, seed),
         negatives=b.negatives,
-        test=b.task.of_queries(test),
+        test=b.task.of_queries(b.test),
         gold=GOLD,
     )
 
 
+@lru_cache(maxsize=1)
 def beir_material(folder: str) -> Material:
     """A BEIR folder: trained on its train judgments (all grades above 0), judged on dev, else on test.
 
@@ -82,6 +83,7 @@ def train_encoder(
     """Fine-tunes the encoder with an objective; recall@10, MRR@10 and nDCG@10 of the test queries."""
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.util import cos_sim, dot_score
+    from transformers import PrinterCallback
 
     from gradatim.losses.multi_positive_ranking import MultiPositiveRankingLoss
     from gradatim.tasks.resampling import ResampleCallback
@@ -89,6 +91,7 @@ def train_encoder(
     settings = dict(scale["trainer"])
     cuda = torch.cuda.is_available()
     model = load_text_encoder(scale["model"], "cuda" if cuda else "cpu", int(settings["tokens"]))
+    model.model_card_data.generate_widget_examples = False
     freeze_below(model, int(settings["trainable_layers"]))
     dot = settings["similarity"] == "dot"
     loss = MultiPositiveRankingLoss(
@@ -131,6 +134,7 @@ def train_encoder(
         trainer = SentenceTransformerTrainer(
             model=model, args=arguments, train_dataset=rows.dataset, loss=loss, callbacks=callbacks
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return judge(model, material)
 
