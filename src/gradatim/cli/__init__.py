@@ -27,18 +27,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _guarded(argv: list[str], debug: bool) -> int:
-    import click
+    import typer
 
     from gradatim.cli.app import app, user_errors
 
     try:
         code = app(args=argv, prog_name="gradatim", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as e:
-        return int(e.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        _say("stopped; finished trials are kept, the same command goes on from there")
-        return EXIT_INTERRUPTED
+        # Typer turns Ctrl-C into this code of its own.
+        return _interrupted() if code == EXIT_INTERRUPTED else code if isinstance(code, int) else 0
+    except typer.Exit as e:
+        return _interrupted() if e.exit_code == EXIT_INTERRUPTED else int(e.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
     except BrokenPipeError:
         # The reader of our output went away (`gradatim list | head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,7 +46,8 @@ def _guarded(argv: list[str], debug: bool) -> int:
     except Exception as e:
         if debug:
             raise
-        if isinstance(e, click.exceptions.ClickException):
+        # Typer carries its own copy of click's errors about options, so they are known by their method.
+        if hasattr(e, "format_message"):
             _say(f"error: {_one_line(e.format_message())} (see gradatim {_command(argv)}--help)")
             return EXIT_USAGE
         if isinstance(e, user_errors()):
@@ -54,6 +55,11 @@ def _guarded(argv: list[str], debug: bool) -> int:
             return EXIT_USAGE
         _say(f"error: {type(e).__name__}: {_one_line(str(e))}; run it again with --debug for the traceback")
         return EXIT_FAULT
+
+
+def _interrupted() -> int:
+    _say("stopped; finished trials are kept, the same command goes on from there")
+    return EXIT_INTERRUPTED
 
 
 def _say(line: str) -> None:
