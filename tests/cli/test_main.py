@@ -64,7 +64,7 @@ def test_errors_are_one_line_and_say_the_fix(run, tmp_path):
     refused(run("run", "20", "--profile", "huge"), "it has quick")
     refused(run("run", "20", "--model", "x"), "takes no --model")
     refused(run("run", "--no-such-option"), "--no-such-option")
-    refused(run("report"), "run `gradatim run` first")
+    refused(run("report", "--board", "none.sqlite"), "run `gradatim run` first")
     (tmp_path / "notes.txt").write_text("words " * 100)
     refused(run("run", "20", "--board", "notes.txt"), "not a board")
     refused(run("data", "export", "nothing", "--out", "x"), "there are: docstrings")
