@@ -61,12 +61,12 @@ def run_batch(arm: Arm, seeds: Sequence[int], scale: Scale) -> Iterator[Outcome]
     recipe = recipe_of(arm)
     best, dev_recalls = tuned(recipe, freeze(scale))
     for seed in seeds:
-        found = evaluate(b, train_head(b, recipe, b.train, best, seed, scale), b.test)
+        found = evaluate(b, train_head(b, recipe, best, seed, scale), b.test)
         metrics = {**found.means(), "scale": best}
         dev = Curve(list(scale["scales"]), list(dev_recalls), "scale", "recall@10 on dev queries")
         curves = {"scale": dev, "queries": by_query(found)}
         if recipe.known == "all":
-            shares, false_share = pull_by_rank(b, recipe, b.train, best, seed, scale)
+            shares, false_share = pull_by_rank(b, recipe, best, seed, scale)
             curves["pull"] = Curve(
                 list(range(1, len(shares) + 1)), shares.tolist(), "rank of the positive", "share of the pull"
             )

@@ -10,11 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor
 
 from gradatim.bench.study import Scale, tuning_seeds
@@ -106,35 +107,56 @@ class Recipe:
     known: Known = "all"
 
 
-def annotate(b: Bench, recipe: Recipe, train: Sequence[str], seed: int) -> dict[str, list[str]]:
-    """What the annotator of the recipe's regime marks on the training queries."""
-    regime = REGIMES[recipe.regime]
-    return heterogeneous(b.task.of_queries(train), b.negatives, regime.human_share, regime.rho, seed)
+def annotate(b: Bench, regime: str, seed: int, train: Sequence[str]) -> dict[str, list[str]]:
+    """What the regime's annotator marks on the training queries."""
+    who = REGIMES[regime]
+    return heterogeneous(b.task.of_queries(train), b.negatives, who.human_share, who.rho, seed)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A seed's annotation and its training rows: passages (as corpus rows) and labels of every epoch."""
+
+    marked: Mapping[str, list[str]]
+    docs: Int[Tensor, "epochs queries n"]
+    labels: Int[Tensor, "epochs queries n"]
+
+
+# Every objective and temperature trains on the same rows; drawing them again would cost as much as training.
+@lru_cache(maxsize=32)
+def drawn(model: str, regime: str, gold_alone: bool, seed: int, tuning: bool, frozen: str) -> Drawn:
+    """The rows of all epochs; with `tuning` the dev queries are left out."""
+    b, scale = bench(model), json.loads(frozen)
+    held_out = set(b.dev) if tuning else set()
+    marked = annotate(b, regime, seed, [query for query in b.train if query not in held_out])
+    positives = {query: docs[:1] for query, docs in marked.items()} if gold_alone else marked
+    n, most, epochs = int(scale["passages"]), int(scale["max_positives"]), range(int(scale["epochs"]))
+    rows = [draw_rows(positives, b.negatives, n, most, "random", seed, epoch) for epoch in epochs]
+    docs = torch.tensor([[[b.row_of[doc] for doc in row.docs] for row in epoch] for epoch in rows])
+    return Drawn(marked, docs, torch.tensor([[row.labels for row in epoch] for epoch in rows]))
 
 
 def train_head(
-    b: Bench, recipe: Recipe, train: Sequence[str], temperature_scale: float, seed: int, scale: Scale
+    b: Bench, recipe: Recipe, temperature_scale: float, seed: int, scale: Scale, tuning: bool = False
 ) -> Tensor:
     """The matrix W [dim, dim] after `epochs` of AdamW, from the identity; scores are scale * cos(Wq, Wd).
 
     Each epoch draws each query's row anew: up to `max_positives` of its positives, then hard negatives.
     Other rows' passages are negatives too, unless they are known positives of the query.
     """
-    marked = annotate(b, recipe, train, seed)
-    positives = marked if recipe.known == "all" else {query: docs[:1] for query, docs in marked.items()}
-    spared = positives if recipe.known == "gold" else marked
-    ids = list(marked)
+    rows = drawn(scale["model"], recipe.regime, recipe.known != "all", seed, tuning, freeze(scale))
+    ids = list(rows.marked)
     vectors = torch.from_numpy(np.stack([b.query_vectors[query] for query in ids]))
     known = torch.zeros(len(ids), len(b.row_of), dtype=torch.bool)
     for i, query in enumerate(ids):
-        known[i, [b.row_of[doc] for doc in spared[query]]] = True
+        spared = rows.marked[query][: 1 if recipe.known == "gold" else None]
+        known[i, [b.row_of[doc] for doc in spared]] = True
     size, n = int(scale["batch"]), int(scale["passages"])
     weight = torch.eye(vectors.shape[1], requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=float(scale["lr"]), weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     own = torch.arange(size * n).reshape(size, n)
-    for epoch in range(int(scale["epochs"])):
-        docs, labels = _rows(b, positives, seed, epoch, scale)
+    for docs, labels in zip(rows.docs, rows.labels, strict=True):
         order = torch.randperm(len(ids), generator=generator)
         for batch in order[: len(order) // size * size].split(size):
             columns = docs[batch].flatten()
@@ -169,12 +191,10 @@ def tuned(recipe: Recipe, frozen: str) -> tuple[float, tuple[float, ...]]:
     """The temperature scale with the best recall@10 on the dev queries, and that recall for every scale."""
     scale = json.loads(frozen)
     b = bench(scale["model"])
-    dev = set(b.dev)
-    train = [query for query in b.train if query not in dev]
     recalls = []
     for value in scale["scales"]:
         heads = [
-            train_head(b, recipe, train, value, seed, scale)
+            train_head(b, recipe, value, seed, scale, tuning=True)
             for seed in tuning_seeds(int(scale["tuning_seeds"]))
         ]
         recalls.append(float(np.mean([evaluate(b, head, b.dev)["recall@10"] for head in heads])))
@@ -187,7 +207,7 @@ def freeze(scale: Scale) -> str:
 
 
 def pull_by_rank(
-    b: Bench, recipe: Recipe, train: Sequence[str], temperature_scale: float, seed: int, scale: Scale
+    b: Bench, recipe: Recipe, temperature_scale: float, seed: int, scale: Scale
 ) -> tuple[np.ndarray, float]:
     """How an objective spreads its pull over a query's positives, before any training.
 
@@ -195,14 +215,14 @@ def pull_by_rank(
     positives by rank of their score (best first), over rows with the full number of positives; then the
     mean share that goes to false positives, over rows with at least one (NaN without any).
     """
-    marked = annotate(b, recipe, train, seed)
-    most, n = int(scale["max_positives"]), int(scale["passages"])
-    docs, labels = _rows(b, marked, seed, 0, scale)
-    vectors = torch.from_numpy(np.stack([b.query_vectors[query] for query in marked]))
+    rows = drawn(scale["model"], recipe.regime, False, seed, False, freeze(scale))
+    docs, labels, ids = rows.docs[0], rows.labels[0], list(rows.marked)
+    most, n = int(scale["max_positives"]), docs.shape[1]
+    vectors = torch.from_numpy(np.stack([b.query_vectors[query] for query in ids]))
     q, d = F.normalize(vectors, dim=1), F.normalize(b.passages[docs], dim=2)
     scores = (torch.einsum("bd,bnd->bn", q, d) * temperature_scale).double().requires_grad_()
     positive = labels == 1
-    rows = multi_positive_loss(
+    loss = multi_positive_loss(
         scores,
         positive,
         labels < 0,
@@ -210,14 +230,13 @@ def pull_by_rank(
         generator=torch.Generator().manual_seed(seed),
         reduction="sum",
     )
-    rows.backward()
+    loss.backward()
     assert scores.grad is not None
     pull = (-scores.grad).masked_fill(~positive, 0.0)
     share = pull / pull.abs().sum(dim=1, keepdim=True).clamp(min=1e-300)
     full = positive.sum(dim=1) == most
     ranked = scores.detach().masked_fill(~positive, -torch.inf).argsort(dim=1, descending=True)
     by_rank = share.gather(1, ranked)[full][:, :most].mean(dim=0).numpy()
-    ids = list(marked)
     true = torch.zeros(len(ids), n, dtype=torch.bool)
     for i, query in enumerate(ids):
         relevant = {b.row_of[doc] for doc in b.task.relevant(query)}
@@ -226,17 +245,6 @@ def pull_by_rank(
     some = false.any(dim=1)
     to_false = (share * false).sum(dim=1)[some]
     return by_rank, float(to_false.mean()) if len(to_false) else float("nan")
-
-
-def _rows(
-    b: Bench, positives: Mapping[str, Sequence[str]], seed: int, epoch: int, scale: Scale
-) -> tuple[Tensor, Tensor]:
-    select: Any = "random"
-    rows = draw_rows(
-        positives, b.negatives, int(scale["passages"]), int(scale["max_positives"]), select, seed, epoch
-    )
-    docs = torch.tensor([[b.row_of[doc] for doc in row.docs] for row in rows])
-    return docs, torch.tensor([row.labels for row in rows])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -34,14 +34,14 @@ class Material:
 
 def docstring_material(model: str, seed: int) -> Material:
     """The docstring task with clean labels: gold and links."""
-    from gradatim.studies.multi_positive_head import Recipe, annotate, bench
+    from gradatim.studies.multi_positive_head import annotate, bench
     from gradatim.tasks.docstrings import GOLD
 
     b = bench(model)
     return Material(
         queries=b.task.queries,
         corpus=b.task.corpus,
-        positives=annotate(b, Recipe("lse-pair", "clean"), b.train, seed),
+        positives=annotate(b, "clean", seed, b.train),
         negatives=b.negatives,
         test=b.task.of_queries(b.test),
         gold=GOLD,
