@@ -177,7 +177,7 @@ def test_generators_are_seeded_and_as_stated():
     assert not torch.equal(one.x, random_instance(6, 8, 10, seed=4).x)
     torch.testing.assert_close(one.x.norm(dim=-1), torch.ones(6, 8).double(), atol=1e-6, rtol=0)
     assert set(one.y.tolist()) <= {-1.0, 1.0}
-    # Drawn as float32 in the order v, X, Y, Z.
+    # Drawn as float32, v first.
     g = torch.Generator().manual_seed(3)
     v = torch.randn(10, generator=g)
     torch.testing.assert_close(one.v, (v / v.norm()).double(), atol=0, rtol=0)

@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-# Up to this width the outer products x z^T are formed once: two matrix products a step and nothing else.
-FLATTEN_UP_TO = 64
+# Up to this many numbers the outer products x z^T are formed once: two matrix products a step and no more.
+FLATTEN_UP_TO = 2**25
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _prepare(x: Tensor, z: Tensor, y: Tensor, v: Tensor | Head, padding: Tensor 
     # What stands in padded places must not matter, not even where it is NaN.
     x = x.masked_fill(~real.unsqueeze(-1), 0.0)
     flat = None
-    if d <= FLATTEN_UP_TO:
+    if d <= 64 and b * n * t * d * d <= FLATTEN_UP_TO:
         flat = (x.unsqueeze(-1) * z[:, :, None, None, :]).reshape(b, n * t, d * d)
     head = LinearHead(v) if isinstance(v, Tensor) else v
     scores = torch.einsum("bntd,bd->bnt", x, head.v) if isinstance(head, LinearHead) else None

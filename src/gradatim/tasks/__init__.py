@@ -6,6 +6,7 @@ from gradatim.tasks.annotations import Row, draw_rows, heterogeneous, homogeneou
 from gradatim.tasks.attention_tokens import (
     AttentionInstance,
     orthonormal_instance,
+    planar_instance,
     random_instance,
     random_instances,
     relu_instance,
@@ -28,9 +29,11 @@ from gradatim.tasks.retrieval import (
 from gradatim.tasks.tabular import TABULAR_TASKS, TabularTask
 
 if TYPE_CHECKING:
+    from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
     from gradatim.tasks.resampling import ResampleCallback
 
 __all__ = [
+    "GradedRetrievalEvaluator",
     "TABULAR_TASKS",
     "AttentionInstance",
     "ResampleCallback",
@@ -49,6 +52,7 @@ __all__ = [
     "homogeneous",
     "linked_split",
     "orthonormal_instance",
+    "planar_instance",
     "pooled_negatives",
     "random_instance",
     "random_instances",
@@ -59,9 +63,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # transformers takes seconds to import; whoever needs no trainer should not wait for it.
+    # transformers and sentence-transformers take seconds to import; whoever needs no trainer should not wait.
     if name == "ResampleCallback":
-        from gradatim.tasks.resampling import ResampleCallback
+        from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
+    from gradatim.tasks.resampling import ResampleCallback
 
         return ResampleCallback
+    if name == "GradedRetrievalEvaluator":
+        from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
+
+        return GradedRetrievalEvaluator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

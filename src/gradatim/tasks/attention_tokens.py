@@ -1,8 +1,9 @@
 """Token sequences, queries, labels and a value head for one layer of attention.
 
 The generators of Tarzanagh, Li, Thrampoulidis and Oymak, "Transformers as Support Vector Machines" (2023,
-arXiv 2308.16898), as their notebooks draw them: a seeded CPU generator, float32 draws in the order
-v, X, Y, Z, then a cast to float64. The order is part of the instance.
+arXiv 2308.16898), as their notebooks draw them: a seeded CPU generator, float32 draws, then a cast to
+float64. The order of the draws is part of the instance: v, Y, X, Z for one token per sequence, V, X, Y, Z
+for the ReLU problem.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def random_instance(n: int, t: int, d: int, seed: int) -> AttentionInstance:
     _check_sizes(n, t, d)
     g = torch.Generator().manual_seed(seed)
     v = torch.randn(d, generator=g)
-    x = torch.randn(n, t, d, generator=g)
     y = torch.randn(n, generator=g).sign()
+    x = torch.randn(n, t, d, generator=g)
     z = torch.randn(n, d, generator=g)
     return AttentionInstance(_unit(x).double(), _unit(z).double(), y.double(), _unit(v).double())
 
@@ -69,6 +70,26 @@ def orthonormal_instance(n: int, t: int, d: int, seed: int) -> AttentionInstance
     z = torch.randn(n, d, generator=g)
     u, _, w = torch.linalg.svd(x.double(), full_matrices=False)
     return AttentionInstance(u @ w, _unit(z).double(), torch.ones(n).double(), _unit(v).double())
+
+
+def planar_instance(t: int, seed: int) -> AttentionInstance:
+    """Two sequences in the plane, for pictures of the path that training takes; float64, labels +1.
+
+    `t=3`: tokens 0.3 N(0, I) around (-1, 0) for sequence 0 and (1, 0) for sequence 1. `t=5`: token 0 at
+    (1, 0.5) and (1, -0.5), the others 0.5 N(0, I) around (-1, 0). The paper's pictures use seeds 1 and 3.
+    """
+    if t not in (3, 5):
+        raise ValueError(f"t must be 3 or 5, the two pictures of the paper, got {t}")
+    g = torch.Generator().manual_seed(seed)
+    v = torch.randn(2, generator=g)
+    x = torch.randn(2, t, 2, generator=g)
+    z = torch.randn(2, 2, generator=g)
+    if t == 3:
+        x = 0.3 * x + torch.tensor([[-1.0, 0.0], [1.0, 0.0]])[:, None]
+    else:
+        x = 0.5 * x + torch.tensor([-1.0, 0.0])
+        x[:, 0] = torch.tensor([[1.0, 0.5], [1.0, -0.5]])
+    return AttentionInstance(x.double(), _unit(z).double(), torch.ones(2).double(), _unit(v).double())
 
 
 def stack(instances: Sequence[AttentionInstance]) -> AttentionInstance:
