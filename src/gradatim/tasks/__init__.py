@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from gradatim.tasks.resampling import ResampleCallback
 
 __all__ = [
-    "GradedRetrievalEvaluator",
     "TABULAR_TASKS",
     "AttentionInstance",
+    "GradedRetrievalEvaluator",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
@@ -65,8 +65,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # transformers and sentence-transformers take seconds to import; whoever needs no trainer should not wait.
     if name == "ResampleCallback":
-        from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
-    from gradatim.tasks.resampling import ResampleCallback
+        from gradatim.tasks.resampling import ResampleCallback
 
         return ResampleCallback
     if name == "GradedRetrievalEvaluator":
