@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -272,7 +273,9 @@ def _parallel(
     if options.workers == 1:
         config = {"backend": "sequential", "n_jobs": 1}
     try:
-        with parallel_config(**config):
+        with parallel_config(**config), warnings.catch_warnings():
+            # loky replaces a worker whose memory has grown, and says so; nothing is lost by it.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             yield from Parallel(return_as="generator_unordered", batch_size=1)(tasks)
     except BaseException:
         if options.workers > 1:
