@@ -58,6 +58,8 @@ def test_start_is_the_constant_of_least_loss(kind):
     def total(c):
         return LOSSES[kind](c.expand(len(z), k), y).mean()
 
+    if kind == "cross_entropy":
+        assert float(best.sum()) == pytest.approx(0.0, abs=1e-12)
     g = torch.Generator().manual_seed(1)
     for _ in range(30):
         assert total(best) <= total(best + 0.05 * torch.randn(k, generator=g, dtype=z.dtype)) + 1e-12
@@ -82,6 +84,26 @@ def test_the_step_is_newton_s_with_the_diagonal(kind):
             top += r * float(h[i, j])
             bottom += p * (1 - p) * float(h[i, j]) ** 2
     assert first.step == pytest.approx(top / bottom, rel=1e-8)
+
+
+def test_a_block_ends_where_the_gradient_of_its_penalised_squares_vanishes():
+    z, y, _ = _data("squared_error")
+    head = _head("squared_error", learning_rate=1.0, subsample=1.0, alpha=3.0, max_iter=500, tol=1e-9)
+    w = torch.linspace(0.5, 2.0, len(z), dtype=z.dtype)
+    head.fit_stage(z, y, weight=w)
+    block = [
+        head.hidden_weight,
+        head.hidden_bias,
+        head.output_weight,
+        head.stage_bias[1] - head.stage_bias[0],
+    ]
+    W1, c1, W2, c2 = (p.clone().requires_grad_(True) for p in block)
+    residual = y - head.stage_bias[0]
+    h = torch.sigmoid(z @ W1.T + c1) @ W2.T + c2
+    squares = 0.5 * (w * (h - residual).square().sum(1)).sum()
+    value = (squares + 0.5 * 3.0 * (W1.square().sum() + W2.square().sum())) / w.sum()
+    for gradient in torch.autograd.grad(value, (W1, c1, W2, c2)):
+        assert gradient.abs().max() < 1e-5
 
 
 def test_any_twice_differentiable_loss_takes_the_newton_step_along_its_block():

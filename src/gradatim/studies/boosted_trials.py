@@ -166,7 +166,7 @@ def _trial(arm: Arm, seed: int, scale: Scale) -> Outcome:
     metrics = _quality(model, X_test, y_test, regression)
     curves: dict[str, Curve] = {}
     if kind == "gbnn":
-        metrics |= {f"chosen_{k}": float(v) for k, v in settings.items()}
+        metrics |= {f"chosen_{k}": float(settings[k]) for k in ("learning_rate", "units_per_step")}
         metrics |= _switched_off(model.boosted, X_test, model.unscale, y_test, regression)
         metrics |= _assembly_gaps(model.boosted, X_test)
         curves["units"] = _unit_curve(model, X_test, y_test, regression)

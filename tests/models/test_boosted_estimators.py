@@ -186,6 +186,10 @@ def test_going_on_with_warm_start_equals_never_having_stopped(name):
     np.testing.assert_array_equal(_scores(grown, X), _scores(whole, X))
     np.testing.assert_array_equal(grown.train_score_, whole.train_score_)
     assert grown.stage_intercepts_.shape == whole.stage_intercepts_.shape
+    # A truncated model goes on from where it was cut.
+    regrown = whole.truncate(6).set_params(n_units=12, warm_start=True).fit(X, y)
+    np.testing.assert_array_equal(_scores(regrown, X), _scores(whole, X))
+    np.testing.assert_array_equal(regrown.step_sizes_, whole.step_sizes_)
     with pytest.raises(ValueError, match=r"n_units=6 is below the 12"):
         grown.set_params(n_units=6).fit(X, y)
 
