@@ -238,7 +238,7 @@ study = Study(
     arms=ARMS,
     claims=CLAIMS,
     profiles={
-        "quick": Profile(5, {**QUICK, **PICTURE_SCALE}, 90.0, QUICK_ARMS, batch=5),
+        "quick": Profile(5, {**QUICK, **PICTURE_SCALE}, 75.0, QUICK_ARMS, batch=5),
         "standard": Profile(10, {**STANDARD, **PICTURE_SCALE}, 3400.0, batch=10),
         "paper": Profile(100, {**PAPER, **PICTURE_SCALE}, 2e6, batch=10),
     },
