@@ -134,7 +134,8 @@ def attention_svm(
     seconds = time.perf_counter() - start
 
     margins = problem.margins(weight)
-    objective = float(np.linalg.norm(weight, "nuc" if norm == "nuclear" else "fro"))
+    spectrum = np.linalg.svd(weight, compute_uv=False)
+    objective = float(spectrum.sum() if norm == "nuclear" else np.linalg.norm(spectrum))
     if status == "optimal" and objective - lower > tol * objective + 1e-12:
         status = "inaccurate"
     # On the central path slack times multiplier is constant: whichever is larger tells the active ones.
@@ -150,7 +151,7 @@ def attention_svm(
         margins=torch.as_tensor(_all_margins(batch, problem, margins), device=batch.device),
         support=torch.as_tensor(_spread(batch, problem, active, False), device=batch.device),
         dual=torch.as_tensor(_spread(batch, problem, dual, 0.0), device=batch.device),
-        rank=int(effective_rank(torch.as_tensor(weight), RANK_RTOL)),
+        rank=int((spectrum > RANK_RTOL * spectrum[0]).sum()),
         solver=used,
         solve_time=seconds,
     )

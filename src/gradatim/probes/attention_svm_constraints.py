@@ -48,6 +48,12 @@ class PairConstraints:
         lengths = np.linalg.norm(self.queries, axis=1)
         return np.asarray(np.linalg.norm(self.differences, axis=1) * lengths[self.sequence])
 
+    def gram(self) -> Float[np.ndarray, "c c"]:
+        """<D_a, D_b> = (u_a^T u_b)(z_{i(a)}^T z_{i(b)})."""
+        queries = self.queries @ self.queries.T
+        inner = self.differences @ self.differences.T
+        return np.asarray(inner * queries[self.sequence[:, None], self.sequence])
+
     def features(self) -> Float[np.ndarray, "c f"]:
         """The constraints as rows, vec(D_c); meant for reduced constraints, where d and e are small."""
         rows = self.differences[:, :, None] * self.queries[self.sequence][:, None, :]

@@ -39,7 +39,7 @@ def solve_with_cvxpy(
     # The squared Frobenius norm keeps a quadratic program, which every solver here takes.
     objective = cp.normNuc(unknown) if norm == "nuclear" else 0.5 * cp.sum_squares(unknown)
     task = cp.Problem(cp.Minimize(objective), constraints)
-    task.solve(solver=solver.upper(), **_accuracy(solver, tol))
+    task.solve(solver=solver.upper(), **accuracy_options(solver, tol))
     if task.status in ("infeasible", "infeasible_inaccurate"):
         return np.zeros((left.shape[0], right.shape[0])), np.zeros(len(problem)), "infeasible"
     if task.status not in ("optimal", "optimal_inaccurate"):
@@ -51,7 +51,8 @@ def solve_with_cvxpy(
     return left @ np.asarray(unknown.value) @ right.T, dual, str(task.status)
 
 
-def _accuracy(solver: str, tol: float) -> dict[str, Any]:
+def accuracy_options(solver: str, tol: float) -> dict[str, Any]:
+    """The settings by which each solver takes a tolerance."""
     if solver == "scs":
         return {"eps": tol, "max_iters": 200_000}
     if solver == "osqp":
