@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import pytest
@@ -10,7 +11,11 @@ from torch import nn
 
 from gradatim.optim import NormalizedSGD
 
-OPTIMIZERS = {"NormalizedSGD": lambda params: NormalizedSGD(params, lr=0.1, weight_decay=0.01)}
+OPTIMIZERS = {
+    "NormalizedSGD": lambda params: NormalizedSGD(params, lr=0.1, weight_decay=0.01),
+    "NormalizedSGD-foreach": lambda params: NormalizedSGD(params, lr=0.1, weight_decay=0.01, foreach=True),
+    "NormalizedSGD-group": lambda params: NormalizedSGD(params, lr=0.1, per_param=False),
+}
 
 
 @pytest.fixture(params=OPTIMIZERS, ids=str)
@@ -101,6 +106,36 @@ def test_sparse_gradients_are_refused(make):
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+
+
+def test_a_tensor_rate_equals_the_number(make):
+    nets = [model(), model()]
+    optimizers = [make(net.parameters()) for net in nets]
+    for group in optimizers[0].param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float64)
+    a, b = (train(net, o, 3) for net, o in zip(nets, optimizers, strict=True))
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_schedule_drives_every_group_and_zero_grad_clears(make):
+    net = model()
+    optimizer = make([{"params": net[0].parameters()}, {"params": net[2].parameters(), "lr": 0.4}])
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    train(net, optimizer, 1)
+    scheduler.step()
+    assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.2]
+    optimizer.zero_grad()
+    before = torch.cat([p.detach().flatten() for p in net.parameters()])
+    optimizer.step()
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in net.parameters()]))
+
+
+def test_state_survives_a_deep_copy(make):
+    net = model()
+    optimizer = make(net.parameters())
+    train(net, optimizer, 2)
+    twin, other = copy.deepcopy((net, optimizer))
+    assert torch.equal(train(net, optimizer, 3), train(twin, other, 3))
 
 
 def test_bad_rates_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,6 +21,7 @@ def step(grads, **options):
     return [b - p.detach() for b, p in zip(before, params, strict=True)], optimizer, params
 
 
+@settings(deadline=None)
 @given(st.floats(-20, 20), st.floats(1e-4, 10.0))
 def test_every_step_has_length_lr(exponent, lr):
     g = torch.Generator().manual_seed(0)
@@ -64,3 +65,50 @@ def test_other_precisions(dtype):
     p.grad = torch.ones(8, dtype=dtype)
     NormalizedSGD([p], lr=1.0).step()
     assert p.detach().float().norm().item() == pytest.approx(1.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-200, 1e-30, 1e30, 1e200])
+def test_the_smallest_and_the_largest_gradients_still_step_by_lr(size):
+    p = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    p.grad = torch.full((4,), size, dtype=torch.float64)
+    NormalizedSGD([p], lr=0.1).step()
+    assert p.detach().norm().item() == pytest.approx(0.1, rel=1e-12)
+
+
+def test_float16_gradients_whose_squares_overflow():
+    p = nn.Parameter(torch.zeros(64, dtype=torch.float16))
+    p.grad = torch.full((64,), 6e4, dtype=torch.float16)
+    NormalizedSGD([p], lr=1.0).step()
+    assert p.detach().float().norm().item() == pytest.approx(1.0, rel=1e-2)
+
+
+def test_maximize_steps_uphill():
+    down, *_ = step([torch.ones(2, 3), torch.ones(4)], lr=0.3)
+    up, *_ = step([torch.ones(2, 3), torch.ones(4)], lr=0.3, maximize=True)
+    for a, b in zip(down, up, strict=True):
+        torch.testing.assert_close(a, -b)
+
+
+@pytest.mark.parametrize("per_param", [True, False])
+@pytest.mark.parametrize("options", [{}, {"eps": 0.1, "weight_decay": 0.2, "maximize": True}])
+def test_one_kernel_for_all_equals_one_each(per_param, options):
+    g = torch.Generator().manual_seed(0)
+    for grads in (
+        [torch.randn(2, 3, generator=g), torch.randn(4, generator=g)],
+        [torch.zeros(2, 3), torch.randn(4, generator=g)],
+        [torch.zeros(2, 3), torch.zeros(4)],
+    ):
+        ours = [step(grads, lr=0.3, per_param=per_param, foreach=f, **options) for f in (True, False)]
+        for a, b in zip(ours[0][0], ours[1][0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
+        counts = [[int(o.state[p]["n_zero"]) for p in params] for _, o, params in ours]
+        assert counts[0] == counts[1]
+
+
+def test_parameters_of_two_precisions_share_a_group():
+    params = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, dtype=torch.float64))]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    NormalizedSGD(params, lr=1.0, foreach=True).step()
+    for p in params:
+        assert p.detach().norm().item() == pytest.approx(1.0, rel=1e-6)
