@@ -172,8 +172,9 @@ def split_see_also(doc: str) -> tuple[str, list[str]]:
     for line in lines[start + 2 : end]:
         if line[:1].isspace() or not line.strip():
             continue
-        for name in line.split(" : ")[0].rstrip(":").split(","):
-            cleaned = re.sub(r":\w+:|[`~]", "", name).strip().partition(":")[0].strip()
+        names = re.sub(r":\w+:(?=`)|[`~]", "", line).partition(":")[0]
+        for name in names.split(","):
+            cleaned = name.strip()
             if re.fullmatch(r"[A-Za-z_][\w.]*", cleaned):
                 links.append(cleaned.rpartition(".")[2])
     return "\n".join(lines[:start] + lines[end:]), list(dict.fromkeys(links))
@@ -240,4 +241,20 @@ def _docstring(module: ModuleType, attribute: str) -> str | None:
             return None
     if not isinstance(doc, str) or len(doc) < _SHORTEST_DOC:
         return None
-    return inspect.cleandoc(doc)
+    return _stable(inspect.cleandoc(doc))
+
+
+def _stable(doc: str) -> str:
+    """The docstring without what changes from process to process.
+
+    Some are written at import time: scipy adds a table of array libraries (to a numpy function too, once
+    scipy is imported), prints a set in the order of the salted hash, and shows freshly drawn samples.
+    """
+    doc = re.sub(
+        r"\n*\*\*Array API Standard Support\*\*.*?See :ref:`dev-arrayapi` for more information\.",
+        "",
+        doc,
+        flags=re.S,
+    )
+    doc = re.sub(r"\n[^\n]*# may vary[^\n]*", "", doc)
+    return re.sub(r"\{('\w+'(?:, '\w+')+)\}", lambda m: "{" + ", ".join(sorted(m[1].split(", "))) + "}", doc)

@@ -51,7 +51,11 @@ class GradedRetrievalEvaluator(SentenceEvaluator):
         self.scores: RetrievalScores | None = None
 
     def __call__(  # type: ignore[override]
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+        self,
+        model: SentenceTransformer,
+        output_path: str | None = None,
+        epoch: int | float = -1,
+        steps: int = -1,
     ) -> dict[str, float]:
         """Encodes queries and corpus, and gives each metric's mean over queries."""
         queries = self._encode(model, self.task.queries, self.query_prompt)
@@ -81,7 +85,7 @@ class GradedRetrievalEvaluator(SentenceEvaluator):
         )
         return np.asarray(vectors, dtype=np.float32)
 
-    def _append(self, folder: Path, line: Mapping[str, float]) -> None:
+    def _append(self, folder: Path, line: Mapping[str, int | float]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.name}_results.csv"
         new = not file.exists()

@@ -37,9 +37,7 @@ class RetrievalTask:
                 raise ValueError(f"task {self.name!r}: {part} is empty")
         for query, grades in self.qrels.items():
             if query not in self.queries:
-                raise ValueError(
-                    f"task {self.name!r}: qrels name query {query!r}, which queries does not hold"
-                )
+                raise ValueError(f"task {self.name!r}: qrels name query {query!r}, not in queries")
             for doc, grade in grades.items():
                 if doc not in self.corpus:
                     raise ValueError(
