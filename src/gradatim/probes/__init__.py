@@ -1,7 +1,7 @@
 """What did it learn? Measurements on any model."""
 
 from gradatim.probes.attention_alignment import directional_alignment, effective_rank
-from gradatim.probes.attention_direction import HeadDirections, attention_direction
+from gradatim.probes.attention_direction import HeadAlignment, HeadDirections, attention_direction
 from gradatim.probes.attention_equivalence import SVMEquivalence, svm_equivalence
 from gradatim.probes.attention_selection import (
     SelectionQuality,
@@ -16,6 +16,7 @@ from gradatim.probes.attention_svm_estimator import AttentionSVM
 __all__ = [
     "AttentionSVM",
     "AttentionSVMResult",
+    "HeadAlignment",
     "HeadDirections",
     "InfeasibleError",
     "SVMEquivalence",
