@@ -336,10 +336,10 @@ import torch
 from gradatim.losses import multi_positive_loss
 
 # Two queries, five candidates; the first query has two positives.
-scores = 20 * torch.tensor([[0.8, 0.5, 0.6, 0.1, 0.0], [0.2, 0.1, 0.7, 0.6, 0.3]], requires_grad=True)
+similarity = torch.tensor([[0.8, 0.5, 0.6, 0.1, 0.0], [0.2, 0.1, 0.7, 0.6, 0.3]], requires_grad=True)
 positive = torch.tensor([[True, True, False, False, False], [False, False, True, False, False]])
 
-loss = multi_positive_loss(scores, positive, objective="expected-rand1-lh")
+loss = multi_positive_loss(10 * similarity, positive, objective="expected-rand1-lh")
 loss.backward()
 
 # With sentence-transformers: columns query, doc_1 ... doc_n and a label list of 1, 0 or -1 per passage.

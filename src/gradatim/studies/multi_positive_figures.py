@@ -50,7 +50,7 @@ def draw_pull(figure: Figure, results: Results) -> None:
     left.set_xlabel("positive, by score (1 = highest)")
     left.set_ylabel("share of the pull")
     left.set_title("clean labels")
-    left.legend(fontsize="small")
+    _legend(left)
     regimes = [regime for regime, rho in NOISE if rho]
     for i, name in enumerate(PULLED):
         values = _false_shares(results, name, regimes)
@@ -99,7 +99,12 @@ def draw_noise(figure: Figure, results: Results) -> None:
         )
     axis.set_xlabel("rho: chance that a wrong candidate is marked positive")
     axis.set_ylabel("recall@10 (gold and links)")
-    axis.legend(fontsize="small")
+    _legend(axis)
+
+
+def _legend(axis: Axes) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small")
 
 
 def _line(axis: Axes, values: Mapping[float, Sequence[float]], name: str) -> None:
@@ -138,7 +143,7 @@ def draw_scale(figure: Figure, results: Results) -> None:
         for axis in axes:
             axis.set_xticks(list(found[0]), [f"{x:g}" for x in found[0]])
     axes[0].set_ylabel("recall@10 on dev queries")
-    axes[0].legend(fontsize="small")
+    _legend(axes[0])
 
 
 def scale_table(results: Results) -> Table:
