@@ -12,6 +12,7 @@ unrestricted optimum remains a lower bound.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 from scipy.optimize import minimize
 
 from gradatim.probes.attention_svm_constraints import Matrix, PairConstraints, Vector
@@ -46,7 +47,7 @@ def low_rank_weight(
 
 
 def _augmented_lagrangian(
-    problem: PairConstraints, key: Matrix, query: Matrix, tol: float
+    problem: PairConstraints, key: Float[np.ndarray, "d m"], query: Float[np.ndarray, "e m"], tol: float
 ) -> tuple[float, Matrix, Vector] | None:
     z = problem.queries[problem.sequence]
     shape, cut = (key.shape[1],), key.size
@@ -55,7 +56,7 @@ def _augmented_lagrangian(
     worst_before = np.inf
     flat = np.concatenate([key.ravel(), query.ravel()])
 
-    def unpack(point: Vector) -> tuple[Matrix, Matrix]:
+    def unpack(point: Vector) -> tuple[Float[np.ndarray, "d m"], Float[np.ndarray, "e m"]]:
         return point[:cut].reshape(-1, *shape), point[cut:].reshape(-1, *shape)
 
     def value(point: Vector) -> tuple[float, Vector]:
