@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gradatim.bench import Results, Table, estimate
+from gradatim.bench import Curve, Results, Table, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTHS = (2, 3, 4, 5, 7, 10, 15, 20)
-PLANE_SEED = 1  # the seed of the paper's own picture
 NORM_COLORS = (("frobenius", "C0"), ("nuclear", "C1"))
 
 
@@ -46,6 +45,13 @@ def table_alignment(results: Results) -> Table:
     return Table(("arm", "SVM", "step", "mean alignment"), rows)
 
 
+def _plane_curve(results: Results, name: str) -> Curve | None:
+    """A curve of the first problem that has an SVM to compare with."""
+    separable = results.metric("plane/w", "separable")
+    shown = next((seed for seed, yes in separable.items() if yes), None)
+    return None if shown is None else results.curves("plane/w", name).get(shown)
+
+
 def draw_plane(figure: Figure, results: Results) -> None:
     """Per sequence: the tokens, the path of W z / ||W||, and the direction the SVM names."""
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -54,14 +60,14 @@ def draw_plane(figure: Figure, results: Results) -> None:
             ("tokens", "o", "0.6", "other tokens"),
             ("selected", "o", "C1", "selected token"),
         ):
-            curve = results.curves("plane/w", f"{name}-{k}").get(PLANE_SEED)
+            curve = _plane_curve(results, f"{name}-{k}")
             if curve:
                 axis.plot(curve.x, curve.y, marker, color=color, label=label, ls="")
-        path = results.curves("plane/w", f"path-{k}").get(PLANE_SEED)
+        path = _plane_curve(results, f"path-{k}")
         if path:
             axis.plot(path.x, path.y, color="C0", label="W z over training")
             axis.plot(path.x[-1:], path.y[-1:], "s", color="C0", ms=4)
-        end = results.curves("plane/w", f"svm-{k}").get(PLANE_SEED)
+        end = _plane_curve(results, f"svm-{k}")
         if end:
             axis.plot([0, 1.5 * end.x[0]], [0, 1.5 * end.y[0]], "--", color="C2", label="SVM direction")
         axis.axhline(0, color="0.85", lw=0.5, zorder=0)
@@ -75,8 +81,8 @@ def table_plane(results: Results) -> Table:
     """Start and end of the paths, and the SVM's direction."""
     rows: list[tuple[str | float, ...]] = []
     for k in (0, 1):
-        path = results.curves("plane/w", f"path-{k}").get(PLANE_SEED)
-        end = results.curves("plane/w", f"svm-{k}").get(PLANE_SEED)
+        path = _plane_curve(results, f"path-{k}")
+        end = _plane_curve(results, f"svm-{k}")
         if path:
             rows.append((k, "first step", path.x[0], path.y[0]))
             rows.append((k, "last step", path.x[-1], path.y[-1]))
