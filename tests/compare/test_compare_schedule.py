@@ -93,7 +93,9 @@ def test_printed_code_runs(table, optimizer, kind, arm):
         assert (out.argmax(1) == y).double().mean() > 0.8
     else:
         assert ((out.squeeze(1) - y) ** 2).mean() < 0.5
-    assert max(len(line) for line in code.splitlines()) < 120
+    # The user's own path is as long as it is; everything else keeps to the width of a page.
+    path = scale_of(study)["data"]
+    assert max(len(line.replace(path, "table.csv")) for line in code.splitlines()) < 110
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])

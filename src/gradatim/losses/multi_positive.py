@@ -170,7 +170,9 @@ def block_loss(
     # Unused places hold whatever column 0 scores; a NaN or an overflow there would reach the gradient.
     positives = positives.masked_fill(~valid, 0.0)
     rows = objective_rows(positives, valid, negative_mass, objective, normalize, positive_selector)
-    counted = valid.any(dim=1) & ~excluded.all(dim=1)
+    # Without a negative Z_- is the mask value; asking Z_- saves a pass over the whole mask. NaN counts as a
+    # negative, for the check below to find.
+    counted = valid.any(dim=1) & ~(negative_mass < torch.finfo(negative_mass.dtype).min / 2)
     rows = torch.where(counted, rows, 0.0)
     if not torch.compiler.is_compiling():
         _check_rows(rows, counted, weight, if_empty)
@@ -316,11 +318,12 @@ class _SplitScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         positives = scores.gather(1, columns)
         negatives = scores.masked_fill(excluded, torch.finfo(scores.dtype).min)
-        top, hardest = negatives.max(dim=1, keepdim=True)
         if selector == "max":
+            top, hardest = negatives.max(dim=1, keepdim=True)
             mass = torch.zeros_like(negatives).scatter_(1, hardest, 1.0)
             total = torch.ones_like(top)
         else:
+            top = negatives.amax(dim=1, keepdim=True)
             mass = negatives.sub_(top).exp_()
             total = mass.sum(dim=1, keepdim=True)
         ctx.save_for_backward(mass, total, columns)

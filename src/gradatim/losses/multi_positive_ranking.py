@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import cos_sim, dot_score, similarity_fct_name
@@ -33,6 +32,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Keys = tuple[Int[Tensor, " batch"], Int[Tensor, "batch n"]]
+
+
+def _unit(vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    # A product with 1 / norm has a cheaper backward pass than normalize's quotient.
+    return vectors * vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12).reciprocal()
 
 
 class MultiPositiveRankingLoss(nn.Module):
@@ -214,7 +218,7 @@ class MultiPositiveRankingLoss(nn.Module):
             queries, passages = queries.float(), passages.float()
         # Scaling B x d queries instead of B x (B n) scores saves two passes over the matrix.
         if self.similarity_fct is cos_sim:
-            return (F.normalize(queries, dim=-1) * self.scale) @ F.normalize(passages, dim=-1).T
+            return (_unit(queries) * self.scale) @ _unit(passages).T
         if self.similarity_fct is dot_score:
             return (queries * self.scale) @ passages.T
         return self.similarity_fct(queries, passages) * self.scale
