@@ -127,3 +127,12 @@ def test_cells_agree_with_the_row():
     exact = verdict([1.0] * 3)
     assert cells(row(exact, axis), axis, 20)[-1] == "▶"
     assert cells(replace(r, effect=None, control=None, paper=None), axis, 20).strip() == "│"
+
+
+def test_axis_ends_where_spread_stops_mattering():
+    near, far = verdict([1.0, 2.0, 3.0]), verdict([1e6, 1e6 + 1, 1e6 + 2])
+    axis = axis_for([near, far])
+    assert axis.high < 150
+    mark = row(far, axis).effect
+    assert mark.at == 1.0
+    assert mark.cut_high

@@ -16,6 +16,7 @@ from gradatim.bench.verdict import Verdict
 
 _LEAST_LOW, _LEAST_HIGH = -1.5, 3.0
 _REACH = 3.0
+_FURTHEST = 100.0
 _PAD = 0.25
 _TICK_GAP = 0.075
 
@@ -94,7 +95,8 @@ def axis_for(verdicts: Iterable[Verdict]) -> Axis:
     """One axis for all the given claims.
 
     It holds every mean and every paper's figure that is not more than three times further out than the
-    furthest mean, and the intervals as far as the same limit; the rest is cut with an arrow.
+    furthest mean, and the intervals as far as the same limit; the rest is cut with an arrow. Beyond
+    100 standard deviations seeds hardly matter and the raw figure tells more: the axis ends there.
     """
     points, ends = [0.0], []
     for v in verdicts:
@@ -108,7 +110,8 @@ def axis_for(verdicts: Iterable[Verdict]) -> Axis:
             ends.append(tick)
     points = [p for p in points if math.isfinite(p)]
     reach = _REACH * max(1.0, max(abs(p) for p in points))
-    inside = points + [min(max(x, -reach), reach) for x in ends if not math.isnan(x)]
+    reach = min(reach, _FURTHEST)
+    inside = [min(max(x, -reach), reach) for x in points + ends if not math.isnan(x)]
     low = min(_LEAST_LOW, math.sinh(math.asinh(min(inside)) - _PAD))
     high = max(_LEAST_HIGH, math.sinh(math.asinh(max(inside)) + _PAD))
     return Axis(low, high)

@@ -12,6 +12,7 @@ from gradatim.tasks.attention_tokens import (
     relu_instance,
 )
 from gradatim.tasks.beir import write_beir
+from gradatim.tasks.contexts import ContextStream, ContextTask, ICLBatch, context_generator
 from gradatim.tasks.docstrings import (
     TextCorpus,
     docstring_retrieval,
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
 __all__ = [
     "TABULAR_TASKS",
     "AttentionInstance",
+    "ContextStream",
+    "ContextTask",
     "GradedRetrievalEvaluator",
+    "ICLBatch",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
@@ -43,6 +47,7 @@ __all__ = [
     "TabularTask",
     "TextCorpus",
     "bm25_run",
+    "context_generator",
     "dense_run",
     "docstring_retrieval",
     "docstring_texts",
