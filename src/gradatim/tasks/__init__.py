@@ -19,6 +19,7 @@ from gradatim.tasks.docstrings import (
     docstring_texts,
     linked_split,
 )
+from gradatim.tasks.linear_regression import LinearRegressionTask
 from gradatim.tasks.retrieval import (
     RetrievalScores,
     RetrievalTask,
@@ -40,6 +41,7 @@ __all__ = [
     "ContextTask",
     "GradedRetrievalEvaluator",
     "ICLBatch",
+    "LinearRegressionTask",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
