@@ -20,6 +20,7 @@ from gradatim.tasks.docstrings import (
     linked_split,
 )
 from gradatim.tasks.linear_regression import LinearRegressionTask
+from gradatim.tasks.nonlinear_regression import ContextPool, NetworkTask, SineTask
 from gradatim.tasks.retrieval import (
     RetrievalScores,
     RetrievalTask,
@@ -37,15 +38,18 @@ if TYPE_CHECKING:
 __all__ = [
     "TABULAR_TASKS",
     "AttentionInstance",
+    "ContextPool",
     "ContextStream",
     "ContextTask",
     "GradedRetrievalEvaluator",
     "ICLBatch",
     "LinearRegressionTask",
+    "NetworkTask",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
     "Row",
+    "SineTask",
     "TabularTask",
     "TextCorpus",
     "bm25_run",

@@ -56,9 +56,9 @@ class LinearRegressionTask:
     x_scale: float = 1.0
     x_mean: float = 0.0
     normalize: bool = False
-    cov: Spectrum | Sequence[Sequence[float]] | Tensor | None = None
+    cov: str | Sequence[Sequence[float]] | Tensor | None = None
     kappa: float = 100.0
-    query: Query = "free"
+    query: str = "free"
     w: str = "normal"
     tau: float = 1.0
     w_mean: float = 0.0
