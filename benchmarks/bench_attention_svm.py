@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--count", type=int, default=10, help="SVM problems per timing")
-    parser.add_argument("--problems", type=int, default=40)
+    parser.add_argument("--problems", type=int, default=100)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--reference", type=Path, metavar="DIR")
     options = parser.parse_args(argv)

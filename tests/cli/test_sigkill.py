@@ -45,7 +45,7 @@ def table(folder):
         check=True,
     )
     (study,) = json.loads(done.stdout)["studies"]
-    return study["verdicts"], {name: arm["metrics"] for name, arm in study["arms"].items()}
+    return study["verdicts"], study["arms"]
 
 
 def test_twenty_kills_end_in_the_same_table(tmp_path):
@@ -56,7 +56,7 @@ def test_twenty_kills_end_in_the_same_table(tmp_path):
     rng = random.Random(0)
     held: dict = {}
     interrupted = 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = subprocess.Popen(
             command(killed, "--quiet", "--out", str(killed / "report")),
             cwd=killed,
@@ -65,8 +65,13 @@ def test_twenty_kills_end_in_the_same_table(tmp_path):
             start_new_session=True,
         )
         time.sleep(rng.uniform(0.5, 7.0))
-        interrupted += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            interrupted += 1
+            # Half of the time the workers survive their parent, as after the kernel's out-of-memory kill.
+            if kill % 2:
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         now = finished(killed)
         assert held.items() <= now.items()
