@@ -43,10 +43,15 @@ class StudyReport:
     command: str = ""
 
     def arm_estimates(self, arm: Arm) -> dict[str, Estimate]:
-        """Every metric of an arm: mean over its seeds with a 95% interval."""
+        """Every metric of an arm: mean over its seeds with a 95% interval.
+
+        Where all claims say that seeds share training data (`overlap`), the interval allows for it.
+        """
+        overlaps = {claim.overlap for claim in self.study.claims}
+        overlap = overlaps.pop() if len(overlaps) == 1 else 0.0
         by_seed = self.results.outcomes.get(arm.name, {})
         names = dict.fromkeys(name for outcome in by_seed.values() for name in outcome.metrics)
-        return {name: estimate(list(self.results.metric(arm.name, name).values())) for name in names}
+        return {name: estimate(list(self.results.metric(arm.name, name).values()), overlap) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document with everything but the curves; the format of the files under `results/`."""

@@ -18,7 +18,7 @@ from rich.text import Text
 from gradatim.bench import Study, StudyReport
 from gradatim.bench import engine as bench
 from gradatim.bench.board import Board
-from gradatim.bench.statistics import Estimate, estimate
+from gradatim.bench.statistics import Estimate
 from gradatim.cli import EXIT_FAULT, EXIT_STRICT
 from gradatim.compare.comparison import PROFILE, Winner, winner
 from gradatim.compare.saving import check_new_folder
@@ -88,27 +88,22 @@ def arm_table(report: StudyReport) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("seeds", justify="right")
     sign = -1.0 if better == "higher" else 1.0
+    estimates = {arm.name: report.arm_estimates(arm) for arm in report.study.arms}
 
     def rank(name: str) -> float:
-        mean = arm_estimate(report, name, metric).mean
-        return float("inf") if mean is None else sign * mean
+        found = estimates[name].get(metric)
+        return float("inf") if found is None or found.mean is None else sign * found.mean
 
     for arm in sorted(report.study.arms, key=lambda a: rank(a.name)):
-        cells = [_cell(arm_estimate(report, arm.name, name)) for name, _ in report.study.headline]
+        cells = [_cell(estimates[arm.name].get(name)) for name, _ in report.study.headline]
         done = len(report.results.outcomes.get(arm.name, {}))
         failed = report.results.failed.get(arm.name, 0)
         table.add_row(Text(arm.name), *cells, f"{done}" + (f" ({failed} failed)" if failed else ""))
     return table
 
 
-def arm_estimate(report: StudyReport, arm: str, metric: str) -> Estimate:
-    """An arm's mean with the interval that its overlapping splits allow."""
-    overlap = report.study.claims[0].overlap if report.study.claims else 0.0
-    return estimate(list(report.results.metric(arm, metric).values()), overlap)
-
-
-def _cell(e: Estimate) -> str:
-    if e.mean is None:
+def _cell(e: Estimate | None) -> str:
+    if e is None or e.mean is None:
         return "-"
     return f"{e.mean:.4g}" + ("" if e.low is None else f" ±{e.mean - e.low:.2g}")
 
