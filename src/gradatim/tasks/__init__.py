@@ -12,6 +12,7 @@ from gradatim.tasks.attention_tokens import (
     relu_instance,
 )
 from gradatim.tasks.beir import write_beir
+from gradatim.tasks.boolean import BOOLEAN_TASKS, BooleanTask, Prompt
 from gradatim.tasks.contexts import ContextStream, ContextTask, ICLBatch, context_generator
 from gradatim.tasks.docstrings import (
     TextCorpus,
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from gradatim.tasks.resampling import ResampleCallback
 
 __all__ = [
+    "BOOLEAN_TASKS",
     "TABULAR_TASKS",
     "AttentionInstance",
+    "BooleanTask",
     "ContextPool",
     "ContextStream",
     "ContextTask",
@@ -45,6 +48,7 @@ __all__ = [
     "ICLBatch",
     "LinearRegressionTask",
     "NetworkTask",
+    "Prompt",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
