@@ -133,13 +133,15 @@ def draw_functions(
     return BooleanFunctions(kind.rule, w, bias)
 
 
-def all_functions(name: str, n: int, k: int | None = None) -> tuple[BooleanFunctions, Float[Tensor, " f"]]:
+def all_functions(
+    name: str, n: int, k: int | None = None, prior: tuple[float, float, float] | None = None
+) -> tuple[BooleanFunctions, Float[Tensor, " f"]]:
     """Every function of a class of one term, and the log-probability with which it is drawn.
 
     All 3^n (or, for monotone classes and parity, 2^n) weight vectors of positive prior; C(n, k) of them where
     the class fixes k. Raises ValueError for classes of several terms or of integer weights, and for n > 12.
     """
-    kind = BOOLEAN_CLASSES[name]
+    kind = replace(BOOLEAN_CLASSES[name], prior=prior or BOOLEAN_CLASSES[name].prior)
     k = kind.k if k is None else k
     if kind.terms > 1 or kind.integers is not None:
         raise ValueError(f"{name} is not enumerated: only classes of one term with ternary weights are")
