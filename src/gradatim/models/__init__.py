@@ -1,5 +1,10 @@
 """What learns? Torch modules, PreTrainedModel and scikit-learn estimators."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gradatim.models.attention_descent import (
     AttentionDescent,
     LinearHead,
@@ -18,6 +23,7 @@ from gradatim.models.causal_lm import (
     load_causal_lm,
     untrained_twin,
 )
+from gradatim.models.linear_self_attention import LinearSelfAttention
 from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.models.text_encoder import (
     EncoderUnavailableError,
@@ -26,6 +32,15 @@ from gradatim.models.text_encoder import (
     encoder_digest,
     load_text_encoder,
 )
+
+if TYPE_CHECKING:
+    from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
+
+# What builds on Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
+_LAZY = {
+    "LSAConfig": "linear_attention",
+    "LinearAttentionRegressor": "linear_attention",
+}
 
 __all__ = [
     "AttentionDescent",
@@ -36,7 +51,10 @@ __all__ = [
     "CausalLMUnavailableError",
     "CrossEntropy",
     "EncoderUnavailableError",
+    "LSAConfig",
+    "LinearAttentionRegressor",
     "LinearHead",
+    "LinearSelfAttention",
     "LogExponential",
     "QuadraticHead",
     "ReLUHead",
@@ -53,3 +71,15 @@ __all__ = [
     "train_attention",
     "untrained_twin",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gradatim.models.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
