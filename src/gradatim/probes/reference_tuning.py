@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,8 @@ from gradatim.probes.spectral import ContextSpectra, Predictor
 
 if TYPE_CHECKING:
     from gradatim.tasks import LinearRegressionTask
+
+GUARD_REACH, GUARD_WEIGHT = 1.5, 1e-3
 
 
 def optimal_gd_lr(
@@ -75,9 +77,9 @@ def expected_loss(
     seed: int = 0,
 ) -> float:
     """Half the expected squared error of w.x after n - 1 pairs, exact in w and noise, sampled over inputs."""
-    values, weight, count = _spectra(task, contexts, seed)
-    f = predictor.filter(values, torch.full((1,), float(count), dtype=values.dtype))
-    return float(_loss(f, values, weight, task))
+    on = _spectra(task, contexts, seed)
+    f = predictor.filter(on.values, torch.full((1,), float(on.count), dtype=on.values.dtype))
+    return float(_loss(f, on, task))
 
 
 def _fit(
@@ -85,10 +87,12 @@ def _fit(
 ) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
     if steps < 1:
         raise ValueError(f"fitting needs at least one step, got {steps}")
-    values, weight, count = _spectra(task, contexts, seed)
+    train = _spectra(task, contexts, seed)
+    held_out = _spectra(task, 2 * contexts, seed + 1)
+    values, count = train.values, train.count
     first = values.mean() / (values.square().mean() + task.sigma**2 / task.tau**2 * values.mean())
     typical = float(values.amax(-1).mean())
-    scale = (values, weight, task, plus_plus, typical)
+    scale = (train, held_out, task, plus_plus, typical)
     starts = [(torch.log(first)[None], torch.full((1,), g, dtype=values.dtype)) for g in (0.15, 0.4)]
     log_lr, scaled = _best(starts if plus_plus else [(starts[0][0], 0 * starts[0][1])], steps, *scale)
     if not shared:
@@ -104,64 +108,79 @@ def _fit(
 def _best(
     starts: list[tuple[Tensor, Tensor]],
     steps: int,
-    values: Tensor,
-    weight: Tensor,
+    train: Spectra,
+    held_out: Spectra,
     task: LinearRegressionTask,
     plus_plus: bool,
     typical: float,
 ) -> tuple[Tensor, Tensor]:
-    """The best of several descents."""
+    """The best of several descents, judged on contexts that none of them has seen.
+
+    With rates of their own, many steps of GD++ grow doubly exponentially on an eigenvalue just beyond those
+    they were fitted to. So spectra half as large again take part with a small weight, and the best moment of
+    each descent is kept.
+    """
+    guarded = len(starts[0][0]) > 1
     found = []
     for lr_start, gamma_start in starts:
         log_lr = lr_start.clone().requires_grad_()
         scaled = gamma_start.clone().requires_grad_(plus_plus)
-        loss = _descend(log_lr, scaled, typical, steps, values, weight, task)
-        found.append((loss, log_lr.detach(), scaled.detach()))
+        optimizer = torch.optim.LBFGS(
+            [log_lr, scaled] if plus_plus else [log_lr],
+            max_iter=10,
+            tolerance_grad=1e-10,
+            tolerance_change=1e-13,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss(on: Spectra, log_lr: Tensor = log_lr, scaled: Tensor = scaled) -> Tensor:
+            lr, gamma = log_lr.exp().expand(steps), (scaled / typical).expand(steps)
+            f = gd_plus_plus_filter(on.values, list(zip(lr, gamma, strict=True)))
+            found = _loss(f, on, task)
+            if guarded:
+                beyond = replace(on, values=GUARD_REACH * on.values)
+                f = gd_plus_plus_filter(beyond.values, list(zip(lr, gamma, strict=True)))
+                found = found + GUARD_WEIGHT * _loss(f, beyond, task)
+            return found.log()
+
+        def closure(optimizer: torch.optim.LBFGS = optimizer, loss: Callable[..., Tensor] = loss) -> float:
+            optimizer.zero_grad()
+            value = loss(train)
+            value.backward()  # type: ignore[no-untyped-call]
+            return float(value.detach())
+
+        last = math.inf
+        for _ in range(40):
+            with torch.no_grad():
+                found.append((float(loss(held_out)), log_lr.detach().clone(), scaled.detach().clone()))
+            now = float(optimizer.step(closure))
+            if not math.isfinite(now) or abs(last - now) < 1e-12:
+                break
+            last = now
+    found = [each for each in found if math.isfinite(each[0])]
     _, log_lr, scaled = min(found, key=lambda each: each[0])
     return log_lr, scaled
 
 
-def _descend(
-    log_lr: Tensor,
-    scaled: Tensor,
-    typical: float,
-    steps: int,
-    values: Tensor,
-    weight: Tensor,
-    task: LinearRegressionTask,
-) -> float:
-    """L-BFGS on the logarithm of the rates and on gamma in units of 1 / lambda_max."""
-    params = [p for p in (log_lr, scaled) if p.requires_grad]
-    optimizer = torch.optim.LBFGS(
-        params, max_iter=300, tolerance_grad=1e-10, tolerance_change=1e-13, line_search_fn="strong_wolfe"
-    )
+@dataclass(frozen=True)
+class Spectra:
+    """Eigenvalues of S over `count` pairs, and the variance of a fresh input along each eigenvector."""
 
-    def loss() -> Tensor:
-        lr, gamma = log_lr.exp().expand(steps), (scaled / typical).expand(steps)
-        f = gd_plus_plus_filter(values, list(zip(lr, gamma, strict=True)))
-        return _loss(f, values, weight, task).log()
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return float(value.detach())
-
-    optimizer.step(closure)
-    value = float(loss().detach())
-    return value if math.isfinite(value) else math.inf
+    values: Float[Tensor, "contexts d"]
+    weight: Float[Tensor, "contexts d"]
+    count: int
 
 
-def _loss(f: Tensor, values: Tensor, weight: Tensor, task: LinearRegressionTask) -> Tensor:
-    error = task.tau**2 * (1 - values * f).square() + task.sigma**2 * values * f.square()
-    return 0.5 * (weight * error).sum(-1).mean()
+def _loss(f: Tensor, on: Spectra, task: LinearRegressionTask) -> Tensor:
+    error = task.tau**2 * (1 - on.values * f).square() + task.sigma**2 * on.values * f.square()
+    return 0.5 * (on.weight * error).sum(-1).mean()
 
 
-def _spectra(task: LinearRegressionTask, contexts: int, seed: int) -> tuple[Tensor, Tensor, int]:
-    """Eigenvalues of S over n - 1 pairs, the variance of a fresh input along each eigenvector, and n - 1.
+def _spectra(task: LinearRegressionTask, contexts: int, seed: int) -> Spectra:
+    """Spectra of the first n - 1 pairs.
 
-    The variance is known where entries are independent; else it is estimated from further inputs of the
-    same context, which share its covariance.
+    The variance of a fresh input is known where entries are independent; else it is estimated from further
+    inputs of the same context, which share its covariance.
     """
     count = task.n - 1
     if count < 1:
@@ -180,7 +199,7 @@ def _spectra(task: LinearRegressionTask, contexts: int, seed: int) -> tuple[Tens
         weight = torch.full_like(values, float(task.spectrum[0]))
     else:
         weight = (drawn.x[:, count:] @ basis).square().mean(1)
-    return values.clamp(min=0), weight, count
+    return Spectra(values.clamp(min=0), weight, count)
 
 
 def tune(
