@@ -73,6 +73,7 @@ def _primal(x: Tensor, y: Tensor, directions: bool) -> PrefixSpectrum:
     inner = (basis.mT @ b[..., None])[..., 0]
     query = (basis.mT @ x[..., None])[..., 0]
     values, count = _clean(values, n, d)
+    inner = torch.where(values > 0, inner, 0.0)
     along = basis * inner[..., None, :] if directions else None
     return PrefixSpectrum(values, inner * query, count, along)
 
@@ -86,6 +87,7 @@ def _dual(x: Tensor, y: Tensor, directions: bool) -> PrefixSpectrum:
     inner = (basis.mT @ (y[:, None] * exists)[..., None])[..., 0]
     query = (basis.mT @ (gram * exists)[..., None])[..., 0]
     values, count = _clean(values, n, d)
+    inner = torch.where(values > 0, inner, 0.0)
     along = None
     if directions:
         rows = x[:, None] * exists[..., None]  # [batch, prefix, row, d]
@@ -146,7 +148,7 @@ class SpectralPredictor:
     def predict(self, x: Float[Tensor, "batch n d"], y: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """Entry t: the prediction for x[:, t] from the t pairs before it. Computed in float64.
 
-        Warns (RuntimeWarning) where the iteration diverges. Raises ValueError for wrong shapes and for
+        Warns (RuntimeWarning) where the iteration diverges on whole contexts. Raises ValueError for wrong shapes and for
         numbers that are not finite.
         """
         found = []
@@ -208,9 +210,10 @@ class SpectralPredictor:
         return second_moment * (bias + sigma**2 * values * f.square()).sum(-1)
 
     def _warn(self, spectrum: PrefixSpectrum) -> None:
-        if self.unstable(spectrum.values, spectrum.count):
+        # The longest prefix decides: with an averaged loss any useful rate diverges on the first pairs.
+        if self.unstable(spectrum.values[:, -1], spectrum.count[-1]):
             warnings.warn(
-                f"{self.name} diverges on some prefixes: its rate is too large for their largest eigenvalue "
+                f"{self.name} diverges on some contexts: its rate is too large for their largest eigenvalue "
                 f"({float(spectrum.values.max()):.3g})",
                 RuntimeWarning,
                 stacklevel=3,
@@ -259,7 +262,7 @@ def _apply(predictor: SpectralPredictor, part: PrefixSpectrum) -> Tensor:
     return torch.linalg.vecdot(predictor.filter(part.values, part.count), part.products)
 
 
-def geometric_complement(z: Tensor, steps: float) -> Tensor:
+def geometric_complement(z: Tensor, steps: int | float) -> Tensor:
     """1 - (1 - z)^steps for a whole number of steps >= 0 and any z >= 0, without cancellation.
 
     Written through the square (1 - z)^2 = 1 - u, u = z (2 - z): its logarithm exists on both sides of z = 1.
