@@ -23,6 +23,8 @@ from gradatim.models.causal_lm import (
     load_causal_lm,
     untrained_twin,
 )
+from gradatim.models.context_programs import ContextProgram, Program, ridge_program, sgd_program
+from gradatim.models.in_context_classifier import InContextClassifier
 from gradatim.models.linear_self_attention import LinearSelfAttention
 from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.models.text_encoder import (
@@ -49,13 +51,16 @@ __all__ = [
     "BoostedMLPRegressor",
     "BoostingObjective",
     "CausalLMUnavailableError",
+    "ContextProgram",
     "CrossEntropy",
     "EncoderUnavailableError",
+    "InContextClassifier",
     "LSAConfig",
     "LinearAttentionRegressor",
     "LinearHead",
     "LinearSelfAttention",
     "LogExponential",
+    "Program",
     "QuadraticHead",
     "ReLUHead",
     "SingleQueryAttention",
@@ -68,6 +73,8 @@ __all__ = [
     "encoder_digest",
     "load_causal_lm",
     "load_text_encoder",
+    "ridge_program",
+    "sgd_program",
     "train_attention",
     "untrained_twin",
 ]
