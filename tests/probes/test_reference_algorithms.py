@@ -474,7 +474,7 @@ def test_scaling_labels_scales_predictions(d, n, scale, seed):
 
 
 def test_newton_steps_and_gradient_steps_are_two_axes_of_one_curve():
-    """Best-matching GD steps (powers of two, rate .01) of each Newton step: the table the study must state."""
+    """Best-matching GD steps (powers of two, rate .01) of each Newton step, as tried for the sheet."""
     x, y = contexts(20, 41, batch=60, seed=4)
     table = {1: 1, 3: 2, 5: 8, 8: 16, 10: 32, 12: 64, 14: 128, 17: 512, 20: 1024}
     newton = IterativeNewton(0).path(x, y, list(table))

@@ -217,12 +217,12 @@ class GradientDescent(SpectralPredictor):
             f = f.clamp(-limit, limit)
         return f
 
-    def unstable(self, values: Tensor, count: Tensor) -> bool:
-        """Whether a repeated rate exceeds 2 (1 + momentum) / lambda_max; a single step never diverges."""
+    def unstable(self, values: Tensor, count: Tensor) -> Tensor:
+        """Where a repeated rate reaches 2 (1 + momentum) / lambda_max; a single step never diverges."""
         if self.steps < 2 or not isinstance(self.lr, float | int):
-            return False
+            return super().unstable(values, count)
         rate = _per_pair(self.factor * self.lr, self.reduction, count)
-        return bool((rate * values >= 2 * (1 + self.momentum)).any())
+        return (rate * values >= 2 * (1 + self.momentum)).any(-1)
 
     def path(
         self, x: Float[Tensor, "batch n d"], y: Float[Tensor, "batch n"], steps: int | Sequence[int]
@@ -291,15 +291,13 @@ class GradientDescentPlusPlus(SpectralPredictor):
         ]
         return gd_plus_plus_filter(values, schedule)
 
-    def unstable(self, values: Tensor, count: Tensor) -> bool:
-        """Whether gamma lambda >= 1 turns inputs over, or lr lambda > 2, somewhere."""
-        if cast(int, self.steps) < 2:
-            return False
-        return any(
-            (bool((gamma * values >= 1).any()) and gamma > 0)
-            or bool((_per_pair(lr, self.reduction, count) * values > 2).any())
-            for lr, gamma in self.schedule
-        )  # fmt: skip
+    def unstable(self, values: Tensor, count: Tensor) -> Tensor:
+        """Where gamma lambda >= 1 turns inputs over, or lr lambda > 2, in some step."""
+        found = super().unstable(values, count).to(values.device)
+        for lr, gamma in self.schedule if cast(int, self.steps) > 1 else ():
+            turned = (gamma * values >= 1) & (gamma > 0)
+            found = found | (turned | (_per_pair(lr, self.reduction, count) * values > 2)).any(-1)
+        return found
 
     def path(
         self, x: Float[Tensor, "batch n d"], y: Float[Tensor, "batch n"], steps: int | Sequence[int]
