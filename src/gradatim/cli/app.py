@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradatim.cli import catalogue, compare, data, report, run, schedule
+from gradatim.cli import catalogue, compare, data, identify, report, run, schedule
 from gradatim.cli.errors import UsageError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("list")(catalogue.list_studies)
 app.command("show")(catalogue.show_study)
 app.command("run")(run.run)
 app.add_typer(compare.app, name="compare")
+app.command("identify")(identify.identify)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(schedule.app, name="schedule")

@@ -3,6 +3,7 @@
 from gradatim.probes.attention_alignment import directional_alignment, effective_rank
 from gradatim.probes.attention_direction import HeadAlignment, HeadDirections, attention_direction
 from gradatim.probes.attention_equivalence import SVMEquivalence, svm_equivalence
+from gradatim.probes.attention_scores import AttentionScores, attention_scores, repeated_prompts
 from gradatim.probes.attention_selection import (
     SelectionQuality,
     locally_optimal,
@@ -23,6 +24,8 @@ from gradatim.probes.boolean_references import (
     Null,
     SignAveraging,
 )
+from gradatim.probes.identification import Identification, LayerMatch, Match
+from gradatim.probes.identify import identify
 from gradatim.probes.krylov_algorithms import BFGS, LBFGS, ConjugateGradient
 from gradatim.probes.reference_algorithms import (
     Averaging,
@@ -56,6 +59,7 @@ __all__ = [
     "LBFGS",
     "AttentionSVM",
     "AttentionSVMResult",
+    "AttentionScores",
     "Averaging",
     "BayesLinear",
     "ConjugateGradient",
@@ -70,12 +74,15 @@ __all__ = [
     "GradientFlow",
     "HeadAlignment",
     "HeadDirections",
+    "Identification",
     "InfeasibleError",
     "IterativeNewton",
     "KNeighbors",
     "KernelFilter",
     "KernelGradientDescent",
+    "LayerMatch",
     "LeastSquares",
+    "Match",
     "NearestNeighbours",
     "Null",
     "OnlineGradientDescent",
@@ -91,14 +98,17 @@ __all__ = [
     "TernaryBayesClassifier",
     "Zero",
     "attention_direction",
+    "attention_scores",
     "attention_svm",
     "directional_alignment",
     "effective_rank",
     "expected_loss",
     "fit_gd_plus_plus",
     "fit_gradient_descent",
+    "identify",
     "locally_optimal",
     "optimal_gd_lr",
+    "repeated_prompts",
     "score_prompts",
     "selected_tokens",
     "selection_quality",

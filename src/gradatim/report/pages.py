@@ -147,7 +147,7 @@ def _index(papers: Sequence[PaperView], axis: Axis, title: str, command: str, ot
     verdicts = [c.verdict for p in papers for c in p.claims]
     environments = [dict(p.report.environment) for p in papers]
     same = bool(environments) and all(e == environments[0] for e in environments)
-    return _render(
+    return render_page(
         "index.html.jinja",
         title=title,
         papers=papers,
@@ -172,7 +172,7 @@ def _page(paper: PaperView, axis: Axis, title: str) -> str:
     report, study = paper.report, paper.study
     arms = [a for a in study.arms if a.name in report.results.outcomes]
     estimates = {a.name: report.arm_estimates(a) for a in arms}
-    return _render(
+    return render_page(
         "paper.html.jinja",
         title=title,
         paper=paper,
@@ -209,7 +209,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _render(template: str, **context: Any) -> str:
+def render_page(template: str, **context: Any) -> str:
+    """A template of ours filled in, with style and script inside."""
     environment, style, script = _templates()
     return environment.get_template(template).render(
         style=Markup(style), script=Markup(script), script_hash=_hash(script), **context
