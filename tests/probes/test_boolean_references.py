@@ -77,6 +77,10 @@ def test_neighbours_against_scikit_learn_and_the_tie_rules(k, metric):
         peer = KNeighborsClassifier(k, metric=metric).fit(x[b, :t].numpy(), y[b, :t].numpy())
         neighbours = peer.kneighbors(x[b, t][None].numpy(), return_distance=False)[0]
         assert found[b, t] == y[b, neighbours].sum().sign()
+    # The label of the first of equals, as the task itself has it, in every prompt of the task.
+    tied = BooleanTask(7, "nearest_neighbour", 40, start_idx=5).sample(50, generator=generator)
+    if k == 1:
+        assert accuracy(NearestNeighbours(1, metric)(tied.x, tied.y), tied.y, tied.scored) == 1.0
     # Equally near points: the earliest counts. Opposite votes: undecided.
     bits = torch.tensor([[[1.0, 1], [-1, -1], [-1, -1], [1, -1]]])
     assert NearestNeighbours(1, metric)(bits, torch.tensor([[1.0, -1, -1, 1]]))[0, 3] == 1
@@ -285,9 +289,15 @@ def test_bad_prompts_are_refused():
     wide = prompt(d=13)
     with pytest.raises(ValueError, match="n <= 12"):
         TernaryBayes()(wide.x, wide.y)
-    for bad in (lambda: NearestNeighbours(0), lambda: Elimination("parity"), lambda: TernaryBayes(noise=0.6),
-                lambda: TernaryBayes("xor"), lambda: FeedForwardGD(loss="hinge")):  # fmt: skip
-        with pytest.raises(ValueError, match=r"must|no Boolean class"):
+    for bad in (
+        lambda: NearestNeighbours(0),
+        lambda: Elimination("parity"),
+        lambda: TernaryBayes(noise=0.6),
+        lambda: TernaryBayes("xor"),
+        lambda: TernaryBayes("dnf"),
+        lambda: FeedForwardGD(loss="hinge"),
+    ):
+        with pytest.raises(ValueError, match=r"must|no Boolean class|not enumerated"):
             bad()
 
 

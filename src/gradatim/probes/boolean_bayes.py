@@ -31,7 +31,8 @@ class TernaryBayes:
     label. `inputs=True` uses that, the input to be answered included; a learner of the labels alone does not.
 
     `name` is the class (`BOOLEAN_CLASSES`, one term, no integer weights), `prior`, `k` and `planted` its
-    settings in the task (None: the class's own). Raises ValueError for n > 12 (3^n functions).
+    settings in the task (None: the class's own). Raises ValueError for other classes and for n > 12
+    (3^n functions).
     """
 
     name_of_class: str = "conjunction"
@@ -45,6 +46,11 @@ class TernaryBayes:
         if self.name_of_class not in BOOLEAN_CLASSES:
             known = ", ".join(BOOLEAN_CLASSES)
             raise ValueError(f"no Boolean class {self.name_of_class!r}; there are {known}")
+        kind = BOOLEAN_CLASSES[self.name_of_class]
+        if kind.terms > 1 or kind.integers is not None:
+            raise ValueError(
+                f"{self.name_of_class} is no class of one term with weights -1, 0, +1: it is not enumerated"
+            )
         if not 0 <= self.noise < 0.5:
             raise ValueError(f"noise must lie in [0, 0.5), got {self.noise}")
         if not 0 <= self.share < 1:

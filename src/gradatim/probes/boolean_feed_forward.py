@@ -50,24 +50,19 @@ class FeedForwardGD:
     def predict(self, x: Float[Tensor, "batch m n"], y: Float[Tensor, "batch m"]) -> Float[Tensor, "batch m"]:
         """-1, 0 or +1 for every point."""
         check_prompts(x, y, boolean=False)
-        batch, m, _ = x.shape
-        lengths = torch.arange(self.every, m, self.every)
+        batch, m, n = x.shape
+        lengths = range(self.every, m, self.every)
         found = torch.zeros_like(y)
-        if not len(lengths):
-            return found
-        prompt = torch.arange(batch).repeat_interleave(len(lengths))
-        length = lengths.repeat(batch)
         generator = torch.Generator().manual_seed(self.seed)
-        weights = self.initial(len(prompt), x.shape[2], generator)
-        part = max(1, self.cells // (m * max(self.hidden)))
-        for i in range(0, len(prompt), part):
-            rows, fitted = prompt[i : i + part], length[i : i + part].to(x.device)
-            own = [w[i : i + part].to(x) for w in weights]
-            logits = self.fitted(own, x[rows], y[rows], fitted, generator)
-            position = torch.arange(m, device=x.device)
-            answers = (position >= fitted[:, None]) & (position < fitted[:, None] + self.every)
-            # Prefixes of one prompt answer disjoint positions, so adding puts them side by side.
-            found.index_add_(0, rows.to(x.device), logits.sign() * answers)
+        weights = self.initial(batch * len(lengths), n, generator)
+        for i, length in enumerate(lengths):
+            part = max(1, self.cells // (length * max(self.hidden)))
+            for rows in torch.arange(batch).split(part):
+                own = [w[rows * len(lengths) + i].to(x) for w in weights]
+                fitted = self.fitted(own, x[rows, :length], y[rows, :length], generator)
+                with torch.no_grad():
+                    logits = _forward(fitted, x[rows, length : length + self.every])
+                found[rows, length : length + self.every] = logits.sign()
         return found
 
     curve = __call__ = predict
@@ -81,33 +76,30 @@ class FeedForwardGD:
                 drawn.append((2 * torch.rand(shape, generator=generator) - 1) / math.sqrt(fan))
         return drawn
 
-    def fitted(
-        self, weights: list[Tensor], x: Tensor, y: Tensor, length: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Logits [nets, m] after training net g on the first length[g] pairs of its prompt."""
+    def fitted(self, weights: list[Tensor], x: Tensor, y: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """The weights after training net g on the pairs x[g] [length, n], y[g] [length]."""
         weights = [w.clone().requires_grad_() for w in weights]
-        adam = torch.optim.Adam(weights, lr=self.lr)
-        known = torch.arange(x.shape[1], device=x.device) < length[:, None]
+        # Elementwise, so one Adam over the stack is one Adam per network.
+        adam = torch.optim.Adam(weights, lr=self.lr, fused=True)
         for _ in range(self.steps):
-            use = self._minibatch(known, length, generator)
-            logits = _forward(weights, x)
+            xs, ys = self._minibatch(x, y, generator)
+            logits = _forward(weights, xs)
             if self.loss == "bce":
-                each = binary_cross_entropy_with_logits(logits, (y + 1) / 2, reduction="none")
+                each = binary_cross_entropy_with_logits(logits, (ys + 1) / 2, reduction="none")
             else:
-                each = mse_loss(logits, y, reduction="none")
+                each = mse_loss(logits, ys, reduction="none")
             adam.zero_grad()
             # A sum over nets of their own means: each net sees the gradient it would see alone.
-            ((each * use).sum(1) / use.sum(1)).sum().backward()
+            each.mean(1).sum().backward()
             adam.step()
-        with torch.no_grad():
-            return _forward(weights, x)
+        return [w.detach() for w in weights]
 
-    def _minibatch(self, known: Tensor, length: Tensor, generator: torch.Generator) -> Tensor:
-        if int(length.max()) <= self.batch_size:
-            return known
-        keys = torch.rand(known.shape, generator=generator).to(known.device).masked_fill(~known, 2.0)
-        rank = keys.argsort(dim=1).argsort(dim=1)
-        return known & (rank < self.batch_size)
+    def _minibatch(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if x.shape[1] <= self.batch_size:
+            return x, y
+        keys = torch.rand(y.shape, generator=generator).to(y.device)
+        chosen = keys.topk(self.batch_size, dim=1).indices
+        return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2])), y.gather(1, chosen)
 
 
 def _forward(weights: list[Tensor], x: Tensor) -> Tensor:

@@ -90,20 +90,29 @@ class NearestNeighbours:
     def predict(self, x: Float[Tensor, "batch m n"], y: Float[Tensor, "batch m"]) -> Float[Tensor, "batch m"]:
         """The sign of the vote."""
         check_prompts(x, y, boolean=False)
-        z = x.double()
-        squares = (z * z).sum(-1)
-        if self.metric == "cosine":
-            z = z / squares.sqrt().clamp(min=1e-300)[..., None]
-            far = -(z @ z.transpose(1, 2))
-        else:
-            far = squares[:, :, None] + squares[:, None] - 2 * (z @ z.transpose(1, 2))
-        later = torch.ones(far.shape[1:], dtype=torch.bool, device=x.device).triu()
-        near = far.masked_fill(later, torch.inf).sort(dim=-1, stable=True)
+        near = self._ordered(x)
         k = min(self.k, x.shape[1])
-        votes = y[:, None].expand_as(far).gather(2, near.indices[..., :k])
+        votes = y[:, None].expand_as(near.values).gather(2, near.indices[..., :k])
         return (votes * near.values[..., :k].isfinite()).sum(-1).sign()
 
     curve = __call__ = predict
+
+    def nearest(self, x: Float[Tensor, "batch m n"]) -> Int[Tensor, "batch m"]:
+        """Index of the nearest earlier point, the first among equals; entry 0 means nothing."""
+        return self._ordered(x).indices[..., 0]
+
+    def _ordered(self, x: Tensor) -> torch.return_types.sort:
+        """Distances to all points, nearest first and later ones at infinity."""
+        z = x.double()
+        gram = z @ z.transpose(1, 2)
+        squares = (z * z).sum(-1)
+        if self.metric == "cosine":
+            # Dividing the exact inner products of bits, not the bits themselves, keeps equals equal.
+            far = -gram / (squares[:, :, None] * squares[:, None]).sqrt().clamp(min=1e-300)
+        else:
+            far = squares[:, :, None] + squares[:, None] - 2 * gram
+        later = torch.ones(far.shape[1:], dtype=torch.bool, device=x.device).triu()
+        return far.masked_fill(later, torch.inf).sort(dim=-1, stable=True)
 
 
 @dataclass(frozen=True)

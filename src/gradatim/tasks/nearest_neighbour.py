@@ -29,9 +29,9 @@ def nearest_neighbour_labels(
     gram = x.float() @ x.float().transpose(1, 2)
     key = (gram - position / m).masked_fill(position >= position[:, None], -math.inf)
     nearest = key.argmax(-1)
-    equal = gram.masked_fill(position > position[:, None], -n - 1.0) == n
-    first = torch.where(equal, position, m).amin(-1)
-    parent = torch.where(position < start_idx, first, nearest)
+    # argmax gives the first of equal entries: the first copy of each early point, itself included.
+    first = (gram[:, :start_idx, :start_idx] == n).to(torch.uint8).argmax(-1)
+    parent = torch.cat([first, nearest[:, start_idx:]], dim=1)
     # Parents point backwards and roots to themselves: doubling the stride finds every root in log2(m) steps.
     for _ in range(math.ceil(math.log2(m))):
         parent = parent.gather(1, parent)
