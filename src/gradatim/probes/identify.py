@@ -202,13 +202,19 @@ def _with_number_interval(
     make = _maker(match, families)
     if make is None:
         return match
-    grid = number * np.geomspace(1 / 3, 3, 61)
-    columns = []
-    for value in grid:
-        off = mean_squares(learner - compared(data.predict(make(float(value))), binary), judge.scored)
-        columns.append(off.clamp(max=torch.quantile(off, WINSORISED)))
-    resampled = judge.weights @ torch.stack(columns, dim=1)
-    chosen = torch.from_numpy(grid)[resampled.argmin(dim=1)]
+    low, high = number / 3, number * 3
+    chosen = torch.empty(0)
+    for _ in range(3):
+        grid = np.geomspace(low, high, 41)
+        columns = []
+        for value in grid:
+            off = mean_squares(learner - compared(data.predict(make(float(value))), binary), judge.scored)
+            columns.append(off.clamp(max=torch.quantile(off, WINSORISED)))
+        resampled = judge.weights @ torch.stack(columns, dim=1)
+        chosen = torch.from_numpy(grid)[resampled.argmin(dim=1)]
+        # The next grid is finer, around every resample's choice.
+        step = float(grid[1] / grid[0])
+        low, high = float(chosen.min()) / step, float(chosen.max()) * step
     return replace(match, number_interval=interval(chosen))
 
 

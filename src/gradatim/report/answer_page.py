@@ -51,8 +51,7 @@ def write_answer(answer: Answer, folder: Path, *, document: Mapping[str, Any], c
     Raises ReportError when `folder` holds something that is not a report of ours.
     """
     svg = render(answer.draw, answer.size, "answer", answer.figure_title, answer.alt)
-    first = answer.sections[0].table if answer.sections else Table((), ())
-    plot = Plot(answer.figure_title, answer.alt, svg, first)
+    plot = Plot(answer.figure_title, answer.alt, svg, Table((), ()))
     page = render_page("answer.html.jinja", title=answer.title, page=answer, plot=plot, command=command)
     text = json.dumps(dict(document), indent=1) + "\n"
     replace_folder(folder, {"index.html": clean(page), "answer.json": text})
