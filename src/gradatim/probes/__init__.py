@@ -1,5 +1,10 @@
 """What did it learn? Measurements on any model."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gradatim.probes.attention_alignment import directional_alignment, effective_rank
 from gradatim.probes.attention_direction import HeadAlignment, HeadDirections, attention_direction
 from gradatim.probes.attention_equivalence import SVMEquivalence, svm_equivalence
@@ -24,6 +29,7 @@ from gradatim.probes.boolean_references import (
     Null,
     SignAveraging,
 )
+from gradatim.probes.context_alignment import Alignment, OODCurve, alignment, ood_curve, sensitivity
 from gradatim.probes.identification import Identification, LayerMatch, Match
 from gradatim.probes.identify import identify
 from gradatim.probes.krylov_algorithms import BFGS, LBFGS, ConjugateGradient
@@ -54,9 +60,21 @@ from gradatim.probes.sequential_algorithms import (
 )
 from gradatim.probes.spectral import ContextSpectra, Predictor, SpectralPredictor, sweep
 
+if TYPE_CHECKING:
+    from gradatim.probes.layer_products import LearnedRates, interpolate, learned_rates, repeated_losses
+
+# What needs Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
+_LAZY = {
+    "LearnedRates": "layer_products",
+    "interpolate": "layer_products",
+    "learned_rates": "layer_products",
+    "repeated_losses": "layer_products",
+}
+
 __all__ = [
     "BFGS",
     "LBFGS",
+    "Alignment",
     "AttentionSVM",
     "AttentionSVMResult",
     "AttentionScores",
@@ -81,10 +99,12 @@ __all__ = [
     "KernelFilter",
     "KernelGradientDescent",
     "LayerMatch",
+    "LearnedRates",
     "LeastSquares",
     "Match",
     "NearestNeighbours",
     "Null",
+    "OODCurve",
     "OnlineGradientDescent",
     "PreconditionedGradientDescent",
     "Predictor",
@@ -97,6 +117,7 @@ __all__ = [
     "TernaryBayes",
     "TernaryBayesClassifier",
     "Zero",
+    "alignment",
     "attention_direction",
     "attention_scores",
     "attention_svm",
@@ -106,14 +127,27 @@ __all__ = [
     "fit_gd_plus_plus",
     "fit_gradient_descent",
     "identify",
+    "interpolate",
+    "learned_rates",
     "locally_optimal",
+    "ood_curve",
     "optimal_gd_lr",
+    "repeated_losses",
     "repeated_prompts",
     "score_prompts",
     "selected_tokens",
     "selection_quality",
+    "sensitivity",
     "svm_equivalence",
     "sweep",
     "token_scores",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gradatim.probes.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
