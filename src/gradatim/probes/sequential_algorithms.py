@@ -115,19 +115,25 @@ class KNeighbors:
         square = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
         earlier = torch.ones(n, n, dtype=torch.bool, device=x.device).tril(-1)
         square = square.masked_fill(~earlier, math.inf)
-        near, index = square.topk(min(self.k, n), dim=-1, largest=False)
-        labels = y[:, None].expand(-1, n, -1).gather(-1, index)
-        exists = near.isfinite()
-        if self.weights == "uniform":
-            weight = exists.double()
-        else:
-            same = near == 0
-            weight = torch.where(exists, 1 / torch.where(same, 1.0, near), 0.0)
-            weight = torch.where(same.any(-1, keepdim=True), same.double(), weight)
-        total = weight.sum(-1)
-        return ((weight * labels).sum(-1) / torch.where(total > 0, total, 1.0)).to(given)
+        return neighbour_mean(square, y[:, None].expand(-1, n, -1), self.k, self.weights).to(given)
 
     __call__ = predict
+
+
+def neighbour_mean(
+    square: Float[Tensor, "*rows n"], labels: Float[Tensor, "*rows n"], k: int, weights: str
+) -> Float[Tensor, "*rows"]:
+    """Weighted mean label of the k smallest squared distances; infinite ones do not exist; 0 of none."""
+    near, index = square.topk(min(k, square.shape[-1]), dim=-1, largest=False)
+    exists = near.isfinite()
+    if weights == "uniform":
+        weight = exists.double()
+    else:
+        same = near == 0
+        weight = torch.where(exists, 1 / torch.where(same, 1.0, near), 0.0)
+        weight = torch.where(same.any(-1, keepdim=True), same.double(), weight)
+    total = weight.sum(-1)
+    return (weight * labels.gather(-1, index)).sum(-1) / torch.where(total > 0, total, 1.0)
 
 
 @dataclass(frozen=True)
