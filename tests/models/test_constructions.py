@@ -115,7 +115,7 @@ def test_layers_equal_the_reference_algorithms():
     last = slice(0, 6)
     gd = GradientDescent(3, 0.7, reduction="mean").predict(x, y)
     close(gradient_descent(4, 7, 0.7, 3, normalize="n")(x, y).predictions, gd, 1e-10)
-    rates, gammas = (2.0, 1.0, 3.0), (0.1, 0.2, 0.05)
+    rates, gammas = (2.0, 1.0, 3.0), (0.125, 0.25, 0.0625)
     pp = GradientDescentPlusPlus(rates, gammas).predict(x, y)[:, -1:]
     found = gradient_descent_pp(4, 6, rates, gammas)(x[:, last], y[:, last], query=x[:, -1:]).predictions
     close(found, pp)

@@ -205,6 +205,15 @@ def test_float32_and_bfloat16():
     assert half.dtype == torch.bfloat16
 
 
+def test_inputs_of_another_precision_are_taken_to_the_models():
+    model = regressor({"num_layers": 2})
+    x, y = drawn()
+    x, y = x.float(), y.float()
+    found = model(x, y, labels=y, query=None)
+    assert found.predictions.dtype == torch.float64
+    torch.testing.assert_close(found.predictions, model(x.double(), y.double()).predictions)
+
+
 def test_seeds_stack_under_vmap():
     from torch.func import functional_call, stack_module_state, vmap
 

@@ -180,11 +180,14 @@ class LinearAttentionRegressor(PreTrainedModel):
         query: Float[Tensor, "batch q d"] | None = None,
         return_dict: bool | None = None,
     ) -> ICLOutput:
-        """Predictions for every prefix, or for `query` from all pairs. `return_dict` changes nothing.
+        """Predictions for every prefix, or for `query` from all pairs, in the model's own precision.
+        `return_dict` is taken for the sake of trainers and changes nothing.
 
         Raises ValueError for wrong shapes, for n = 0, and where one-hot positions are too few.
         """
         self._check(x, y, query)
+        dtype = self.w0.dtype
+        x, y, query = x.to(dtype), y.to(dtype), None if query is None else query.to(dtype)
         if query is not None:
             states = self._answer(x, y, query)
         else:
@@ -196,7 +199,7 @@ class LinearAttentionRegressor(PreTrainedModel):
         if labels is not None:
             if labels.shape != predictions.shape:
                 raise ValueError(f"labels must be {tuple(predictions.shape)}, got {tuple(labels.shape)}")
-            loss = 0.5 * F.mse_loss(predictions, labels)
+            loss = 0.5 * F.mse_loss(predictions, labels.to(dtype))
         return ICLOutput(loss, predictions, tuple(states) if output_hidden_states else None)
 
     def _check(self, x: Tensor, y: Tensor, query: Tensor | None) -> None:

@@ -192,21 +192,21 @@ class NewtonAttention(nn.Module):
     ) -> ICLOutput:
         """Predictions for every prefix, or for `query`; `loss` is the mean squared error from `labels`.
 
-        Computed in the dtype of the weights. Raises ValueError for wrong shapes.
+        Computed in the weights' own precision. Raises ValueError for wrong shapes.
         """
         if x.ndim != 3 or x.shape[-1] != self.d or y.shape != x.shape[:2] or x.shape[1] == 0:
             raise ValueError(
                 f"x must be [batch, n, {self.d}] and y [batch, n], got {tuple(x.shape)}, {tuple(y.shape)}"
             )
         dtype = next(self.parameters()).dtype
-        given, x, y = x.dtype, x.to(dtype), y.to(dtype)
+        x, y = x.to(dtype), y.to(dtype)
         if query is not None:
             states = self._answer(x, y, query.to(dtype))
         else:
             prefixes = [self._answer(x[:, :t], y[:, :t], x[:, t : t + 1]) for t in range(x.shape[1])]
             states = [torch.cat(layer, dim=1) for layer in zip(*prefixes, strict=True)]
-        predictions = states[-1][..., _Rows(self.d).answer].to(given)
-        loss = None if labels is None else F.mse_loss(predictions, labels)
+        predictions = states[-1][..., _Rows(self.d).answer]
+        loss = None if labels is None else F.mse_loss(predictions, labels.to(dtype))
         return ICLOutput(loss, predictions, tuple(states) if output_hidden_states else None)
 
     def _answer(self, x: Tensor, y: Tensor, query: Tensor) -> list[Tensor]:
