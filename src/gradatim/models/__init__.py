@@ -24,6 +24,7 @@ from gradatim.models.causal_lm import (
     untrained_twin,
 )
 from gradatim.models.context_programs import ContextProgram, Program, ridge_program, sgd_program
+from gradatim.models.decoder import Decoder, KeyValueCache
 from gradatim.models.in_context_classifier import InContextClassifier
 from gradatim.models.linear_self_attention import LinearSelfAttention
 from gradatim.models.single_query_attention import SingleQueryAttention
@@ -36,10 +37,14 @@ from gradatim.models.text_encoder import (
 )
 
 if TYPE_CHECKING:
+    from gradatim.models.in_context import InContextConfig, InContextModel, InContextTransformer
     from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
 
 # What builds on Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
 _LAZY = {
+    "InContextConfig": "in_context",
+    "InContextModel": "in_context",
+    "InContextTransformer": "in_context",
     "LSAConfig": "linear_attention",
     "LinearAttentionRegressor": "linear_attention",
 }
@@ -53,8 +58,13 @@ __all__ = [
     "CausalLMUnavailableError",
     "ContextProgram",
     "CrossEntropy",
+    "Decoder",
     "EncoderUnavailableError",
     "InContextClassifier",
+    "InContextConfig",
+    "InContextModel",
+    "InContextTransformer",
+    "KeyValueCache",
     "LSAConfig",
     "LinearAttentionRegressor",
     "LinearHead",
