@@ -31,6 +31,13 @@ from gradatim.tasks.retrieval import (
     pooled_negatives,
 )
 from gradatim.tasks.tabular import TABULAR_TASKS, TabularTask
+from gradatim.tasks.text_classification import (
+    PromptTemplate,
+    Shots,
+    TextTask,
+    read_text_classification,
+    statements,
+)
 
 if TYPE_CHECKING:
     from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
@@ -49,13 +56,16 @@ __all__ = [
     "LinearRegressionTask",
     "NetworkTask",
     "Prompt",
+    "PromptTemplate",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
     "Row",
+    "Shots",
     "SineTask",
     "TabularTask",
     "TextCorpus",
+    "TextTask",
     "bm25_run",
     "context_generator",
     "dense_run",
@@ -71,7 +81,9 @@ __all__ = [
     "pooled_negatives",
     "random_instance",
     "random_instances",
+    "read_text_classification",
     "relu_instance",
+    "statements",
     "to_multi_positive",
     "write_beir",
 ]
