@@ -30,8 +30,17 @@ from gradatim.probes.boolean_references import (
     SignAveraging,
 )
 from gradatim.probes.context_alignment import Alignment, OODCurve, alignment, ood_curve, sensitivity
+from gradatim.probes.context_measures import (
+    forgetting,
+    mspd,
+    similarity_of_errors,
+    similarity_of_weights,
+    span_residual,
+    spd,
+)
 from gradatim.probes.identification import Identification, LayerMatch, Match
 from gradatim.probes.identify import identify
+from gradatim.probes.induced_weights import InducedWeights, ilwd, induced_weights, linearity_r2
 from gradatim.probes.krylov_algorithms import BFGS, LBFGS, ConjugateGradient
 from gradatim.probes.reference_algorithms import (
     Averaging,
@@ -77,6 +86,14 @@ from gradatim.probes.sequential_algorithms import (
     PreconditionedGradientDescent,
 )
 from gradatim.probes.spectral import ContextSpectra, Predictor, SpectralPredictor, sweep
+from gradatim.probes.step_matching import (
+    BestMatch,
+    Trend,
+    best_match,
+    convergence_rates,
+    matching_trend,
+    unsaturated,
+)
 
 if TYPE_CHECKING:
     from gradatim.probes.layer_products import LearnedRates, interpolate, learned_rates, repeated_losses
@@ -101,6 +118,7 @@ __all__ = [
     "BFGSRegressor",
     "BayesLinear",
     "BayesLinearRegressor",
+    "BestMatch",
     "ConjugateGradient",
     "ConjugateGradientRegressor",
     "ContextSpectra",
@@ -118,6 +136,7 @@ __all__ = [
     "HeadAlignment",
     "HeadDirections",
     "Identification",
+    "InducedWeights",
     "InfeasibleError",
     "IterativeNewton",
     "KNeighbors",
@@ -150,20 +169,29 @@ __all__ = [
     "SpectralPredictor",
     "TernaryBayes",
     "TernaryBayesClassifier",
+    "Trend",
     "Zero",
     "alignment",
     "attention_direction",
     "attention_scores",
     "attention_svm",
+    "best_match",
+    "convergence_rates",
     "directional_alignment",
     "effective_rank",
     "expected_loss",
     "fit_gd_plus_plus",
     "fit_gradient_descent",
+    "forgetting",
     "identify",
+    "ilwd",
+    "induced_weights",
     "interpolate",
     "learned_rates",
+    "linearity_r2",
     "locally_optimal",
+    "matching_trend",
+    "mspd",
     "ood_curve",
     "optimal_gd_lr",
     "repeated_losses",
@@ -172,10 +200,15 @@ __all__ = [
     "selected_tokens",
     "selection_quality",
     "sensitivity",
+    "similarity_of_errors",
+    "similarity_of_weights",
+    "span_residual",
+    "spd",
     "svm_equivalence",
     "sweep",
     "token_scores",
     "tune",
+    "unsaturated",
 ]
 
 

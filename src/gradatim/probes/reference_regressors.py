@@ -224,8 +224,8 @@ class GradientDescentPlusPlusRegressor(_LinearReference):
 class NewtonSchulzRegressor(_LinearReference):
     """Least squares by Newton-Schulz inversion of X^T X; see IterativeNewton.
 
-    `alpha`: "frobenius", "spectral", or a number in units of 1 / lambda_max^2, above 0 and below 2. With `tol`
-    it stops where a step changes the weights by less than tol |w|; `n_iter_` says when.
+    `alpha`: "frobenius", "spectral", or a number in units of 1 / lambda_max^2, above 0 and below 2. With
+    `tol` it stops where a step changes the weights by less than tol |w|; `n_iter_` says when.
     """
 
     @_unchecked
