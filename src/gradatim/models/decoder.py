@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["pre", "replace", "branch"]
 
 
+@runtime_checkable
 class Cache(Protocol):
     """Where earlier keys and values are kept; `transformers.DynamicCache` is one."""
 

@@ -7,7 +7,7 @@ attention-free learners: read-in, read-out at the x positions, loss.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -90,6 +90,7 @@ class InContextConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What stands between read-in and read-out: causal, [batch, time, width] -> [batch, read, width]."""
 
