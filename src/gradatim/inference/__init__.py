@@ -1,1 +1,8 @@
 """How does it answer? Thinking, constrained decoding, search and prompting."""
+
+from gradatim.inference.boolean_prompting import PromptedAnswers, prompted_answers
+
+__all__ = [
+    "PromptedAnswers",
+    "prompted_answers",
+]

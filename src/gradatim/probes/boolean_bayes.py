@@ -51,8 +51,8 @@ class TernaryBayes:
             raise ValueError(
                 f"{self.name_of_class} is no class of one term with weights -1, 0, +1: it is not enumerated"
             )
-        if not 0 <= self.noise < 0.5:
-            raise ValueError(f"noise must lie in [0, 0.5), got {self.noise}")
+        if not 0 <= self.noise <= 0.5:
+            raise ValueError(f"noise must lie in [0, 0.5], got {self.noise}")
         if not 0 <= self.share < 1:
             raise ValueError(f"planted must lie in [0, 1), got {self.planted}")
 
