@@ -126,10 +126,6 @@ class Decoder(nn.Module):
         head_size = head_size or width // heads
         if positions == "rotary" and head_size % 2:
             raise ValueError(f"rotary positions need heads of even size, got {head_size}")
-        if positions not in ("learned", "sinusoidal", "rotary", "none"):
-            raise ValueError(f"positions must be learned, sinusoidal, rotary or none, got {positions!r}")
-        if norm not in ("pre", "replace", "branch"):
-            raise ValueError(f'norm must be "pre", "replace" or "branch", got {norm!r}')
         self.positions: Positions = positions
         self.max_positions = max_positions
         self.initializer_range = initializer_range

@@ -71,12 +71,17 @@ class InContextConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         choices = {
             "arch": (arch, ("preln", "akyurek2022")),
+            "tokens": (tokens, ("interleaved", "paired")),
+            "y_column": (y_column, ("own", "shared")),
+            "positions": (positions, ("learned", "sinusoidal", "rotary", "none")),
             "objective": (objective, ("regression", "binary")),
             "freeze": (freeze, ("none", "mixers", "backbone")),
         }
         for name, (chosen, known) in choices.items():
             if chosen not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {chosen!r}")
+        if tokens == "paired" and y_column == "shared":
+            raise ValueError('a paired token holds x and y: it needs y_column="own"')
         if arch == "akyurek2022" and n_embd % n_head**2:
             raise ValueError(
                 f"akyurek2022 has heads of n_embd / n_head^2: {n_embd} is not a multiple of {n_head**2}"

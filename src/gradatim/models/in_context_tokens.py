@@ -32,12 +32,6 @@ class ReadIn(nn.Module):
         self, d: int, width: int, tokens: Tokens, y_column: YColumn, hidden: int | None = None
     ) -> None:
         super().__init__()
-        if tokens not in ("interleaved", "paired"):
-            raise ValueError(f'tokens must be "interleaved" or "paired", got {tokens!r}')
-        if y_column not in ("own", "shared"):
-            raise ValueError(f'y_column must be "own" or "shared", got {y_column!r}')
-        if tokens == "paired" and y_column == "shared":
-            raise ValueError('a paired token holds x and y: it needs y_column="own"')
         self.tokens, self.own = tokens, y_column == "own"
         self.map = nn.Linear(d + self.own, width) if hidden is None else network(d + self.own, hidden, width)
 
