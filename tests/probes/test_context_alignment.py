@@ -22,6 +22,7 @@ from gradatim.probes.context_alignment import (
     query_losses,
     sensitivity,
     split_query,
+    token_sensitivity,
 )
 from gradatim.probes.layer_products import interpolate, learned_rates, repeated, repeated_losses
 from gradatim.probes.reference_tuning import optimal_gd_lr
@@ -189,3 +190,15 @@ def test_double_precision_copies_leave_the_model_alone():
 def test_a_lone_pair_is_refused():
     with pytest.raises(ValueError, match="at least two pairs"):
         alignment(Ridge(1.0), Ridge(1.0), batch(LinearRegressionTask(4, 1)))
+
+
+def test_token_sensitivity_is_the_norm_of_the_jacobian():
+    weight = torch.randn(3, 3, generator=context_generator(1), dtype=torch.float64)
+
+    def shifted(h):
+        return h + 2 * h.roll(-1, 1) @ weight
+
+    tokens = torch.randn(4000, 3, 3, generator=context_generator(2), dtype=torch.float64)
+    found = token_sensitivity(shifted, tokens, generator=context_generator(3))
+    expected = math.sqrt(3) * torch.eye(3) + 2 * float(weight.norm()) * torch.eye(3).roll(1, 1)
+    torch.testing.assert_close(found, expected.double(), rtol=0.03, atol=1e-12)

@@ -199,6 +199,30 @@ def _shifted(task: Any, kind: str, value: float | int) -> Any:
     return replace(task, distractors=int(value))
 
 
+def token_sensitivity(
+    layer: Callable[[Tensor], Tensor],
+    tokens: Float[Tensor, "batch t width"],
+    *,
+    probes: int = 4,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "t t"]:
+    """Entry (i, j): the Frobenius norm of d (layer's token i) / d (token j), root mean square over the batch.
+
+    Estimated with `probes` random projections per token and context: E |J^T v|^2 = |J|^2 for v ~ N(0, I).
+    """
+    t = tokens.shape[1]
+    squared = tokens.new_zeros(t, t)
+    for i in range(t):
+        asked = tokens.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            out = layer(asked)[:, i]
+            for _ in range(probes):
+                v = torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device)
+                (gradient,) = torch.autograd.grad((out * v).sum(), asked, retain_graph=True)
+                squared[i] += gradient.square().sum(-1).mean(0) / probes
+    return squared.sqrt()
+
+
 def _takes_query(learner: Learner) -> bool:
     function = learner.forward if isinstance(learner, nn.Module) else learner
     try:
