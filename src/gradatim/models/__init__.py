@@ -37,13 +37,20 @@ from gradatim.models.text_encoder import (
 )
 
 if TYPE_CHECKING:
+    from gradatim.models.attention_free import InContextDSS, InContextHyena, InContextRetNet
     from gradatim.models.in_context import InContextConfig, InContextModel, InContextTransformer
+    from gradatim.models.in_context_recurrent import InContextGRU, InContextLSTM
     from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
 
 # What builds on Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
 _LAZY = {
     "InContextConfig": "in_context",
+    "InContextDSS": "attention_free",
+    "InContextGRU": "in_context_recurrent",
+    "InContextHyena": "attention_free",
+    "InContextLSTM": "in_context_recurrent",
     "InContextModel": "in_context",
+    "InContextRetNet": "attention_free",
     "InContextTransformer": "in_context",
     "LSAConfig": "linear_attention",
     "LinearAttentionRegressor": "linear_attention",
@@ -62,7 +69,12 @@ __all__ = [
     "EncoderUnavailableError",
     "InContextClassifier",
     "InContextConfig",
+    "InContextDSS",
+    "InContextGRU",
+    "InContextHyena",
+    "InContextLSTM",
     "InContextModel",
+    "InContextRetNet",
     "InContextTransformer",
     "KeyValueCache",
     "LSAConfig",
