@@ -8,6 +8,7 @@ import importlib
 from gradatim.bench import Study
 
 MODULES: dict[str, tuple[int, str]] = {
+    "icl-boolean": (3, "icl_boolean"),
     "boosted-network": (9, "boosted_network"),
     "multi-positive": (10, "multi_positive"),
     "schedule-refinement": (20, "schedule_refinement"),

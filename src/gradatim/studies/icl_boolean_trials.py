@@ -240,6 +240,7 @@ def measure(
             q = test_prompts(settings, seed, scale, prefix)
             metrics[name] = accuracy(predict(q.x, q.y), q.y, q.after(LATE))
         metrics["prefix_gain"] = metrics["taught"] - metrics["random"]
+        metrics["order_gain"] = metrics["taught"] - metrics["permuted"]
     for kind in ("shifted", "noisy"):
         q = test_prompts(settings, seed, scale, kind)
         assert q.clean is not None
