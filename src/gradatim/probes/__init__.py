@@ -42,6 +42,13 @@ from gradatim.probes.identification import Identification, LayerMatch, Match
 from gradatim.probes.identify import identify
 from gradatim.probes.induced_weights import InducedWeights, ilwd, induced_weights, linearity_r2
 from gradatim.probes.krylov_algorithms import BFGS, LBFGS, ConjugateGradient
+from gradatim.probes.layer_readout import LayerReadout
+from gradatim.probes.position_probe import (
+    PositionAttentionProbe,
+    PositionProbes,
+    context_moment,
+    fit_position_probes,
+)
 from gradatim.probes.reference_algorithms import (
     Averaging,
     BayesLinear,
@@ -147,6 +154,7 @@ __all__ = [
     "KernelGradientDescentRegressor",
     "LBFGSRegressor",
     "LayerMatch",
+    "LayerReadout",
     "LearnedRates",
     "LeastSquares",
     "LeastSquaresRegressor",
@@ -157,6 +165,8 @@ __all__ = [
     "OODCurve",
     "OnlineGradientDescent",
     "OnlineGradientDescentRegressor",
+    "PositionAttentionProbe",
+    "PositionProbes",
     "PreconditionedGradientDescent",
     "PreconditionedGradientDescentRegressor",
     "Predictor",
@@ -176,12 +186,14 @@ __all__ = [
     "attention_scores",
     "attention_svm",
     "best_match",
+    "context_moment",
     "convergence_rates",
     "directional_alignment",
     "effective_rank",
     "expected_loss",
     "fit_gd_plus_plus",
     "fit_gradient_descent",
+    "fit_position_probes",
     "forgetting",
     "identify",
     "ilwd",
