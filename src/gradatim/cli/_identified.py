@@ -11,8 +11,8 @@ from gradatim.report.answer_page import Answer, Section, write_answer
 READ = (
     "Every reference is tuned to the model on contexts of its own before it is judged. Similarity is that of "
     "their errors: 1 for the same predictions, 0 for errors that have nothing in common. References as near "
-    "as the best within the bootstrap, or within a tenth of its difference, are named together, the plainest "
-    "first."
+    "as the best within the bootstrap, a tenth of its difference or 0.002 of its similarity are named "
+    "together, the plainest first."
 )
 READ_LAYERS = (
     "One linear read-out per layer, fitted on contexts of its own. k Newton steps lie near 2^k steps of "

@@ -23,9 +23,10 @@ class Match:
     1 for the same predictions, 0 for errors that have nothing in common; where the two errors together exceed
     the targets' mean square (the error of answering 0), that takes their place, so that two poor learners are
     not alike for being poor. `error`: its own mean squared error.
-    Intervals are 95%, from a bootstrap over contexts. `equal`: lies as near to the learner as the best,
-    within the bootstrap or a tenth of the difference. `numbers` are the tuned settings; `number_interval`
-    is the interval of the first of them where it was bootstrapped.
+    Intervals are 95%, from a bootstrap over contexts. `equal`: as near to the learner as the best, within
+    the bootstrap, a tenth of the difference, or 0.002 of similarity (where the best is the learner to
+    rounding, so must this one be). `numbers` are the tuned settings; `number_interval` is the interval of the
+    first of them where it was bootstrapped.
     """
 
     name: str

@@ -26,7 +26,7 @@ def identify(
     task: ContextTask,
     *,
     contexts: int = 1000,
-    tuning_contexts: int = 400,
+    tuning_contexts: int | None = None,
     positions: Sequence[int] | None = None,
     references: Mapping[str, Predictor] | Sequence[Family] | None = None,
     layers: bool = True,
@@ -43,16 +43,17 @@ def identify(
     `output_hidden_states` are also read layer by layer, through one linear read-out per layer fitted on
     contexts of its own (`layers=False` leaves that out).
 
-    Every family of references is tuned to the learner on `tuning_contexts` contexts and judged on `contexts`
-    others, by the mean squared difference of predictions over `positions` (numbers of pairs seen; default 1
-    to n - 1; a learner trained for one query wants that one alone). A context's difference counts up to its
+    Every family of references is tuned to the learner on `tuning_contexts` contexts (default: as many as
+    judge) and judged on `contexts` others, by the mean squared difference of predictions over `positions`
+    (numbers of pairs seen; default 1 to n - 1; a learner trained for one query wants that one alone). A
+    context's difference counts up to its
     99% quantile, since least squares on noisy square problems has no finite mean. Errors are measured
     against the noiseless target where the task tells its weights.
 
     The answer is *no reference fits* where even the nearest one's errors are not similar to the learner's
     (`threshold`, at the lower end of the 95% interval). References whose difference is within a tenth of the
-    best's, or within the paired bootstrap, are named together, the plainest first: k Newton steps are called
-    so only where no gradient descent does as well.
+    best's, or within the paired bootstrap, or whose similarity is within 0.002, are named together, the
+    plainest first: k Newton steps are called so only where no gradient descent does as well.
 
     For labels of -1 and +1 signs are compared. `references` replaces the built-in families: a mapping of
     names to predictors, or families of your own. For a Boolean task the built-in references are those of
@@ -62,6 +63,7 @@ def identify(
     or for positions outside 0..n-1. Sources: Akyurek et al. 2022 (arXiv 2211.15661), von Oswald et al. 2022
     (arXiv 2212.07677), Fu et al. 2023 (arXiv 2310.17086).
     """
+    tuning_contexts = contexts if tuning_contexts is None else tuning_contexts
     if contexts < 2 or tuning_contexts < 1:
         raise ValueError(f"need at least 2 contexts and 1 to tune on, got {contexts} and {tuning_contexts}")
     at = _positions(positions, task.n)

@@ -15,6 +15,8 @@ from gradatim.probes.reference_families import Family
 from gradatim.probes.spectral import Predictor
 
 WINSORISED = 0.99
+EXACT = 1 - 1e-6
+NEGLIGIBLE = 0.002  # a difference in similarity that no conclusion should rest on
 
 
 def mean_squares(values: Tensor, scored: Tensor) -> Float[Tensor, " batch"]:
@@ -53,9 +55,9 @@ class Judge:
         return float(values.mean()), self.weights @ values
 
     def error(self, predictions: Tensor) -> tuple[float, Interval]:
-        """Mean squared error with its interval."""
-        mean, resampled = self.means(mean_squares(predictions - self.target, self.scored))
-        return mean, interval(resampled)
+        """Mean squared error with its interval: every context at its full weight."""
+        values = mean_squares(predictions - self.target, self.scored)
+        return float(values.mean()), interval(self.weights @ values)
 
     def rank(self, learner: Tensor, members: Sequence[Member]) -> list[Match]:
         """The nearest member of every family, nearest first, with those that do as well marked."""
@@ -75,7 +77,7 @@ class Judge:
                 interval(off_resampled),
                 similarity,
                 interval(spread),
-                error,
+                self.error(member.predictions)[0],
                 plain=member.family.plain,
                 numbers=member.numbers,
                 predictor=member.predictor,
@@ -91,9 +93,11 @@ class Judge:
 
     @staticmethod
     def _as_near(m: Match, resampled: Tensor, best: Match, best_resampled: Tensor) -> bool:
-        # Rounding of two exact matches must not rank them.
-        floor = 1e-12 * max(m.error, best.error, 1e-30)
-        if m.difference <= 1.1 * best.difference + floor:
+        # Where one reference is the learner to rounding, no near miss is as good.
+        if best.similarity > EXACT:
+            return m.similarity > EXACT
+        # A family with many numbers to tune is always a little nearer than the plain one inside it.
+        if m.difference <= 1.1 * best.difference or m.similarity >= best.similarity - NEGLIGIBLE:
             return True
         return bool(torch.quantile(resampled - best_resampled, 0.025) <= 0)
 
