@@ -49,6 +49,7 @@ def test_exact_learners_and_finite_results(found):
     assert mean(found, "conjunction/inputs-only", "late") > mean(found, "conjunction/null", "late") + 0.05
     assert mean(found, "conjunction/bayes-inputs", "mean") > mean(found, "conjunction/bayes", "mean")
     assert mean(found, "conjunction/elimination", "random") < 0.95
+    assert mean(found, "conjunction/bayes", "noisy") > mean(found, "conjunction/elimination", "noisy")
     assert mean(found, "sparse_parity/ffn", "late") > 0.8
     assert mean(found, "sparse_parity/ffn", "taught") < 0.8
 

@@ -79,7 +79,7 @@ def _train(settings: Mapping[str, Any], seeds: Sequence[int], scale: Scale) -> l
         lr=size.get("lr", scale["lr"]),
         warmup=0.05,
         # One engine for any number of seeds, so that a seed's rounding does not depend on its companions.
-        engine="vmap" if architecture in ("transformer", "retnet") else "loop",
+        engine="vmap",
         device="cuda" if scale.get("device") == "auto" and torch.cuda.is_available() else None,
     )
     losses = found.smoothed(25)
@@ -156,6 +156,13 @@ def _reference(settings: Mapping[str, Any], seed: int, scale: Scale) -> Outcome:
     if name == "ffn":
         return _networks(settings, seed, scale)
     planted = task.planted_share
+    if name in ("bayes", "bayes-inputs"):
+        # Beside noisy labels the exact learner is the one that knows how noisy they are.
+        exact, aware = (
+            TernaryBayes(task.name, inputs=name == "bayes-inputs", planted=planted, noise=noise)
+            for noise in (0.0, NOISE)
+        )
+        return Outcome(*measure(exact, settings, seed, scale, aware))
     known: dict[str, Callable[[], Predict]] = {
         "null": Null,
         "averaging": SignAveraging,
@@ -163,8 +170,6 @@ def _reference(settings: Mapping[str, Any], seed: int, scale: Scale) -> Outcome:
         "3-nn": lambda: NearestNeighbours(3),
         "elimination": Elimination,
         "gf2": GF2Elimination,
-        "bayes": lambda: TernaryBayes(task.name, planted=planted),
-        "bayes-inputs": lambda: TernaryBayes(task.name, inputs=True, planted=planted),
         # Labels flipped by a coin say nothing: what is left is what planted inputs leak.
         "inputs-only": lambda: TernaryBayes(task.name, inputs=True, planted=planted, noise=0.5),
     }
@@ -212,13 +217,14 @@ def test_prompts(settings: Mapping[str, Any], seed: int, scale: Scale, kind: str
 
 
 def measure(
-    predict: Predict, settings: Mapping[str, Any], seed: int, scale: Scale
+    predict: Predict, settings: Mapping[str, Any], seed: int, scale: Scale, noisy: Predict | None = None
 ) -> tuple[dict[str, float], dict[str, Curve]]:
     """Accuracies of one learner on one seed's prompts, and its curve by number of earlier examples.
 
     late: the last points of ordinary prompts. mean: all of them. taught, permuted, random: the points that
     follow a teaching prefix, the same prefix in random order, and as many ordinary points. shifted, noisy:
-    the last points with bits set more often, and with flipped labels in the context.
+    the last points with bits set more often, and with flipped labels in the context (answered by `noisy`
+    where one is given).
     """
     p = test_prompts(settings, seed, scale, "ordinary")
     answers = predict(p.x, p.y)
@@ -244,5 +250,6 @@ def measure(
     for kind in ("shifted", "noisy"):
         q = test_prompts(settings, seed, scale, kind)
         assert q.clean is not None
-        metrics[kind] = accuracy(predict(q.x, q.y), q.clean, last)
+        answering = noisy if noisy is not None and kind == "noisy" else predict
+        metrics[kind] = accuracy(answering(q.x, q.y), q.clean, last)
     return metrics, curves
