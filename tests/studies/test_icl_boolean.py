@@ -123,6 +123,8 @@ def test_nearest_neighbours_with_every_architecture(name):
     assert 0 <= outcome.metrics["late"] <= 1
     assert ("nearest_head" in outcome.metrics) == (name == "transformer")
     assert outcome.curves["accuracy"].x[0] == 4  # the random labels are not scored
+    (exact,) = study.batch(ARMS["nearest_neighbour/1-nn"], [0], SCALE)
+    assert exact.metrics["mean"] == 1.0
 
 
 def test_architectures_have_as_many_weights():

@@ -319,6 +319,7 @@ def test_prompts_stream_into_a_loader():
         ({"prior": (0.5, 0.5, 0.5)}, "sum to 1"),
         ({"name": "int_halfspace", "prior": (1.0, 0.0, 0.0)}, "prior"),
         ({"name": "nearest_neighbour", "n": 20}, "start_idx"),
+        ({"name": "nearest_neighbour", "planted": 0.3}, "draws no functions"),
         ({"fixed_inputs": True}, "pool"),
         ({"prefix": "reversed", "teaching": True}, "prefix"),
         ({"mix": "step", "teaching": True}, "mix"),

@@ -18,7 +18,7 @@ LEARNERS = (
     ("bayes-inputs", "Bayes, labels and inputs", "C2", "-"),
     ("bayes", "Bayes, labels only", "C2", "--"),
     ("elimination", "elimination", "C1", "-"),
-    ("gf2", "GF(2) elimination", "C1", "-"),
+    ("gf2", "GF(2) elimination, else a coin", "C1", "-"),
     ("1-nn", "nearest neighbour", "C3", "-"),
     ("null", "always negative", "C7", ":"),
 )
@@ -94,7 +94,7 @@ def draw_shares(figure: Figure, results: Results) -> None:
         ylabel="accuracy (dashed: elimination)",
         ylim=(0.5, 1.02),
     )
-    _legend(axis, "lower right")
+    _legend_above(axis)
 
 
 def table_shares(results: Results) -> Table:
@@ -145,8 +145,8 @@ def draw_classes(figure: Figure, results: Results) -> None:
         if null is not None:
             axis.plot([j - 0.4, j + 0.4], [null, null], color="0.3", lw=1, ls=":")
     axis.set_xticks(range(len(known)), [task.replace("_", "\n") for task in known])
-    axis.set(ylabel="accuracy on the last points (dotted: always negative)", ylim=(0.4, 1.02))
-    _legend(axis, "lower left")
+    axis.set(ylabel="accuracy on the last points", ylim=(0.4, 1.02))
+    _legend_above(axis)
 
 
 def table_classes(results: Results) -> Table:
@@ -186,3 +186,10 @@ def _legend(axis: Axes, where: Literal["lower right", "lower left", "upper left"
     handles, _ = axis.get_legend_handles_labels()
     if handles:
         axis.legend(loc=where, fontsize="small")
+
+
+def _legend_above(axis: Axes) -> None:
+    """Bars fill the axes: the legend stands over them."""
+    handles, _ = axis.get_legend_handles_labels()
+    if handles:
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small", frameon=False)

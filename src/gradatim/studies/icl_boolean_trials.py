@@ -173,7 +173,9 @@ def _reference(settings: Mapping[str, Any], seed: int, scale: Scale) -> Outcome:
         # Labels flipped by a coin say nothing: what is left is what planted inputs leak.
         "inputs-only": lambda: TernaryBayes(task.name, inputs=True, planted=planted, noise=0.5),
     }
-    return Outcome(*measure(known[name](), settings, seed, scale))
+    # GF(2) elimination knows what it does not know: a coin there, as its user would toss.
+    undecided = 0.5 if name == "gf2" else 0.0
+    return Outcome(*measure(known[name](), settings, seed, scale, undecided=undecided))
 
 
 def _networks(settings: Mapping[str, Any], seed: int, scale: Scale) -> Outcome:
@@ -217,22 +219,27 @@ def test_prompts(settings: Mapping[str, Any], seed: int, scale: Scale, kind: str
 
 
 def measure(
-    predict: Predict, settings: Mapping[str, Any], seed: int, scale: Scale, noisy: Predict | None = None
+    predict: Predict,
+    settings: Mapping[str, Any],
+    seed: int,
+    scale: Scale,
+    noisy: Predict | None = None,
+    undecided: float = 0.0,
 ) -> tuple[dict[str, float], dict[str, Curve]]:
     """Accuracies of one learner on one seed's prompts, and its curve by number of earlier examples.
 
     late: the last points of ordinary prompts. mean: all of them. taught, permuted, random: the points that
     follow a teaching prefix, the same prefix in random order, and as many ordinary points. shifted, noisy:
     the last points with bits set more often, and with flipped labels in the context (answered by `noisy`
-    where one is given).
+    where one is given). An answer of 0 scores `undecided`: 0 is the paper's rule.
     """
     p = test_prompts(settings, seed, scale, "ordinary")
     answers = predict(p.x, p.y)
-    scores = score_prompts(answers, p.y, p.scored)
+    scores = score_prompts(answers, p.y, p.scored, undecided=undecided)
     m = p.y.shape[1]
     last = torch.arange(m).ge(m - LATE).expand_as(p.y)
     metrics = {
-        "late": accuracy(answers, p.y, last),
+        "late": accuracy(answers, p.y, last, undecided=undecided),
         "mean": scores.mean,
         "balanced": scores.balanced,
         "null": scores.null,
@@ -244,12 +251,12 @@ def measure(
     if settings["task"] in TAUGHT_CLASSES:
         for prefix, name in zip(PREFIXES, ("taught", "permuted", "random"), strict=True):
             q = test_prompts(settings, seed, scale, prefix)
-            metrics[name] = accuracy(predict(q.x, q.y), q.y, q.after(LATE))
+            metrics[name] = accuracy(predict(q.x, q.y), q.y, q.after(LATE), undecided=undecided)
         metrics["prefix_gain"] = metrics["taught"] - metrics["random"]
         metrics["order_gain"] = metrics["taught"] - metrics["permuted"]
     for kind in ("shifted", "noisy"):
         q = test_prompts(settings, seed, scale, kind)
         assert q.clean is not None
         answering = noisy if noisy is not None and kind == "noisy" else predict
-        metrics[kind] = accuracy(answering(q.x, q.y), q.clean, last)
+        metrics[kind] = accuracy(answering(q.x, q.y), q.clean, last, undecided=undecided)
     return metrics, curves

@@ -140,8 +140,8 @@ class BooleanTask:
                 raise ValueError(
                     f"start_idx must lie in 1..{self.n - 1} for {self.n} points, got {self.start_idx}"
                 )
-            if self.pool:
-                raise ValueError("nearest_neighbour draws no functions, so it has no pool of them")
+            if self.pool or self.prior or self.k or self.planted:
+                raise ValueError("nearest_neighbour draws no functions: it has no pool, prior, k or planted")
             return
         kind = self.kind
         if self.k is not None and BOOLEAN_CLASSES[self.name].k is None:
@@ -168,6 +168,8 @@ class BooleanTask:
         """The share of planted inputs."""
         if self.planted is not None:
             return self.planted
+        if self.name == "nearest_neighbour":
+            return 0.0
         kind = BOOLEAN_CLASSES[self.name]
         return kind.planted_taught if self.teaching else kind.planted
 
