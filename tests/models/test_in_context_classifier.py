@@ -12,6 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from gradatim.models import InContextClassifier
 from gradatim.models.in_context import InContextConfig, InContextTransformer
+from gradatim.models.in_context_recurrent import InContextGRU
 from gradatim.probes import Elimination, NearestNeighbours
 from gradatim.tasks import BooleanTask
 
@@ -55,6 +56,16 @@ def test_a_transformer_answers_as_it_does_inside_a_prompt():
         clone(fitted).fit(x[:, :3], y)
     with pytest.raises(ValueError, match="n_positions"):
         clone(fitted).fit(x, y).predict(x)
+
+
+def test_a_recurrent_learner_answers_too():
+    model = InContextGRU(InContextConfig(d=5, n_positions=12, n_layer=1, n_embd=8), seed=0).eval()
+    prompt = BooleanTask(5, "threshold", 12).sample(1, generator=torch.Generator().manual_seed(1))
+    x, y = prompt.x[0].numpy(), prompt.y[0].numpy()
+    assert set(y[:11]) == {-1, 1}
+    fitted = InContextClassifier(model, batch_size=3).fit(x[:11], y[:11])
+    expected = model(prompt.x, prompt.y).predictions[0, 11].item()
+    assert fitted.decision_function(x)[11] == pytest.approx(expected, abs=1e-5)
 
 
 def test_bits_are_made_where_the_learner_needs_them():

@@ -16,14 +16,14 @@ from torch import Tensor
 class InContextClassifier(ClassifierMixin, BaseEstimator):
     """Two classes; `fit(X, y)` stores the examples in order, `predict(X)` asks the model about each row.
 
-    `model` is an in-context learner with `predict_next(x, y, x_new)` (`InContextTransformer` ...), or any
-    callable (x [batch, n, d], y [batch, n]) -> [batch, n] whose entry t answers x_t from the pairs before it,
-    such as the reference algorithms. A positive answer is `classes_[1]`; labels are given to it as -1 and +1.
+    `model` is an in-context learner (`InContextTransformer` ...), or any callable (x [batch, n, d], y
+    [batch, n]) -> [batch, n] whose entry t answers x_t from the pairs before it, such as the reference
+    algorithms. A positive answer is `classes_[1]`; labels are given to it as -1 and +1.
     `binarize` turns features into -1 and +1 first (above it: +1); None leaves them as they are. Rows are
     asked `batch_size` at a time.
 
     A learner made for d inputs and n_positions pairs takes at most n_positions - 1 examples of d features;
-    more are refused with the model's own message.
+    more are refused. A Transformer reads the examples once, however many rows are asked.
     """
 
     classes_: np.ndarray
@@ -53,9 +53,8 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Any) -> Float[np.ndarray, " rows"]:
         """The model's own answer: a logit, or whatever its sign is the class of."""
         check_is_fitted(self, "x_")
-        asked = self._inputs(validate_data(self, X, reset=False))
-        parts = [self._answers(rows) for rows in asked.split(self.batch_size)]
-        return torch.cat(parts).double().cpu().numpy()
+        asked = self._inputs(validate_data(self, X, reset=False)).to(**self._place())
+        return self._answers(asked).double().cpu().numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """The class of each row; where the model answers 0, `classes_[0]`."""
@@ -70,15 +69,36 @@ class InContextClassifier(ClassifierMixin, BaseEstimator):
     @torch.no_grad()
     def _answers(self, asked: Tensor) -> Tensor:
         place = self._place()
-        x, y, asked = self.x_.to(**place), self.y_.to(**place), asked.to(**place)
-        if hasattr(self.model, "predict_next"):
-            found: Tensor = self.model.predict_next(x[None], y[None], asked[None])
-            return found[0]
-        contexts = torch.cat([x.expand(len(asked), -1, -1), asked[:, None]], 1)
-        # The last label is not known; no entry but those after it may depend on its value.
-        labels = torch.cat([y, y.new_ones(1)]).expand(len(asked), -1)
-        answers: Tensor = self.model(contexts, labels)
-        return answers[:, -1]
+        x, y = self.x_.to(**place), self.y_.to(**place)
+        if hasattr(self.model, "backbone"):
+            from gradatim.models.in_context import InContextTransformer
+
+            if isinstance(self.model, InContextTransformer):
+                return self._from_one_context(x, y, asked)
+        found = []
+        for rows in asked.split(self.batch_size):
+            contexts = torch.cat([x.expand(len(rows), -1, -1), rows[:, None]], 1)
+            # The last label is not known; no entry but those after it may depend on its value.
+            answers = self.model(contexts, torch.cat([y, y.new_ones(1)]).expand(len(rows), -1))
+            found.append(getattr(answers, "predictions", answers)[:, -1])
+        return torch.cat(found)
+
+    def _from_one_context(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
+        """The examples are run once and kept; every row is then asked beside them."""
+        from gradatim.models.decoder import KeyValueCache
+
+        longest = self.model.config.n_positions
+        if len(x) + 1 > longest:
+            raise ValueError(
+                f"{len(x)} examples and a question exceed the model's n_positions = {longest}; fit fewer"
+            )
+        cache = KeyValueCache()
+        found = []
+        # No call holds more tokens than the model has positions.
+        for rows in asked.split(min(self.batch_size, 2 * (longest - len(x)))):
+            found.append(self.model.predict_next(x[None], y[None], rows[None], cache=cache)[0])
+            x, y = x[:0], y[:0]
+        return torch.cat(found)
 
     def _place(self) -> dict[str, Any]:
         parameters = getattr(self.model, "parameters", None)
