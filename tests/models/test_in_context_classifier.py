@@ -60,7 +60,7 @@ def test_a_transformer_answers_as_it_does_inside_a_prompt():
 
 def test_a_recurrent_learner_answers_too():
     model = InContextGRU(InContextConfig(d=5, n_positions=12, n_layer=1, n_embd=8), seed=0).eval()
-    prompt = BooleanTask(5, "threshold", 12).sample(1, generator=torch.Generator().manual_seed(1))
+    prompt = BooleanTask(5, "sparse_parity", 12).sample(1, generator=torch.Generator().manual_seed(0))
     x, y = prompt.x[0].numpy(), prompt.y[0].numpy()
     assert set(y[:11]) == {-1, 1}
     fitted = InContextClassifier(model, batch_size=3).fit(x[:11], y[:11])
