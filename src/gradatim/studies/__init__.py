@@ -8,9 +8,11 @@ import importlib
 from gradatim.bench import Study
 
 MODULES: dict[str, tuple[int, str]] = {
+    "icl-newton": (21, "icl_newton"),
     "icl-boolean": (3, "icl_boolean"),
     "boosted-network": (9, "boosted_network"),
     "multi-positive": (10, "multi_positive"),
+    "icl-gradient-descent": (11, "icl_gradient_descent"),
     "schedule-refinement": (20, "schedule_refinement"),
     "attention-svm": (22, "attention_svm"),
 }
