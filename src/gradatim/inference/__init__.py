@@ -4,5 +4,11 @@ from gradatim.inference.boolean_prompting import PromptedAnswers, prompted_answe
 
 __all__ = [
     "PromptedAnswers",
+    "StackedDescent",
+    "StackedState",
+    "ZeroShotPredictor",
+    "descend_orders",
+    "orders",
     "prompted_answers",
+    "scope_parameters",
 ]
