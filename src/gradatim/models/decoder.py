@@ -321,7 +321,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     None means causal, for as many rows as there are keys. Under `torch.func.vmap` the fused kernel would run
     once per model; there the formula is written out, which vectorises. (`softmax` itself is slow on rows as
-    short as a small context: plain exponentials, divided by their sum at the end, take two thirds of the time.)
+    short as a small context: plain exponentials, divided by their sum at the end, take less time.)
     """
     if not vectorised(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
