@@ -202,6 +202,14 @@ def test_newton_construction(steps):
         close(found[:, t], (w * x[:, t]).sum(-1), 1e-10)
 
 
+def test_newton_construction_is_the_reference_algorithm():
+    from gradatim.probes import IterativeNewton
+
+    x, y, _ = contexts(n=9)
+    found = newton(4, 9, 5, 1e-3)(x, y).predictions
+    close(found, IterativeNewton(5, 1e-3).predict(x, y), 1e-10)
+
+
 def test_newton_construction_reaches_least_squares():
     x, y, query = contexts(n=9)
     w = torch.linalg.lstsq(x, y[..., None]).solution[..., 0]

@@ -463,7 +463,7 @@ import torch
 
 task = LinearRegressionTask(d=4, n=11, x="uniform")       # ten pairs and a query
 layer = LinearAttentionRegressor(LSAConfig(d=4), torch.Generator().manual_seed(0))
-layer.fit(task, steps=500, batch=256, lr=3e-2, max_norm=1.0)
+layer.fit(task, steps=500)
 rate, loss = optimal_gd_lr(4, 10, 1 / 12, 1 / 80)
 step = gradient_descent(4, 10, rate)                      # explicit weights: exactly one step
 drawn = task.sample(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
