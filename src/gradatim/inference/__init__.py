@@ -1,8 +1,18 @@
 """How does it answer? Thinking, constrained decoding, search and prompting."""
 
 from gradatim.inference.boolean_prompting import PromptedAnswers, prompted_answers
+from gradatim.inference.gradient_scopes import scope_parameters
+from gradatim.inference.gradient_text import EpochState, GradientPredictor
+from gradatim.inference.in_context_text import InContextPredictor, ZeroShotPredictor, orders
+from gradatim.inference.order_averaging import OrderAveragedLogits
+from gradatim.inference.order_descent import StackedState, descend_orders
+from gradatim.inference.stacked_descent import StackedDescent
 
 __all__ = [
+    "EpochState",
+    "GradientPredictor",
+    "InContextPredictor",
+    "OrderAveragedLogits",
     "PromptedAnswers",
     "StackedDescent",
     "StackedState",

@@ -38,11 +38,20 @@ from gradatim.probes.context_measures import (
     span_residual,
     spd,
 )
+from gradatim.probes.distribution_overlap import (
+    Comparison,
+    compare,
+    compare_distributions,
+    overlap_cosine,
+    token_overlap,
+    union_cosine,
+)
 from gradatim.probes.identification import Identification, LayerMatch, Match
 from gradatim.probes.identify import identify
 from gradatim.probes.induced_weights import InducedWeights, ilwd, induced_weights, linearity_r2
 from gradatim.probes.krylov_algorithms import BFGS, LBFGS, ConjugateGradient
 from gradatim.probes.layer_readout import LayerReadout
+from gradatim.probes.order_sensitivity import OrderSensitivity, RunningSpread, order_sensitivity
 from gradatim.probes.position_probe import (
     PositionAttentionProbe,
     PositionProbes,
@@ -101,6 +110,8 @@ from gradatim.probes.step_matching import (
     matching_trend,
     unsaturated,
 )
+from gradatim.probes.update_similarity import UpdateSimilarity, update_similarity
+from gradatim.probes.weight_sparsity import weight_sparsity
 
 if TYPE_CHECKING:
     from gradatim.probes.layer_products import LearnedRates, interpolate, learned_rates, repeated_losses
@@ -126,6 +137,7 @@ __all__ = [
     "BayesLinear",
     "BayesLinearRegressor",
     "BestMatch",
+    "Comparison",
     "ConjugateGradient",
     "ConjugateGradientRegressor",
     "ContextSpectra",
@@ -165,6 +177,7 @@ __all__ = [
     "OODCurve",
     "OnlineGradientDescent",
     "OnlineGradientDescentRegressor",
+    "OrderSensitivity",
     "PositionAttentionProbe",
     "PositionProbes",
     "PreconditionedGradientDescent",
@@ -173,6 +186,7 @@ __all__ = [
     "PromptScores",
     "Ridge",
     "RidgeReferenceRegressor",
+    "RunningSpread",
     "SVMEquivalence",
     "SelectionQuality",
     "SignAveraging",
@@ -180,12 +194,15 @@ __all__ = [
     "TernaryBayes",
     "TernaryBayesClassifier",
     "Trend",
+    "UpdateSimilarity",
     "Zero",
     "alignment",
     "attention_direction",
     "attention_scores",
     "attention_svm",
     "best_match",
+    "compare",
+    "compare_distributions",
     "context_moment",
     "convergence_rates",
     "directional_alignment",
@@ -206,6 +223,8 @@ __all__ = [
     "mspd",
     "ood_curve",
     "optimal_gd_lr",
+    "order_sensitivity",
+    "overlap_cosine",
     "repeated_losses",
     "repeated_prompts",
     "score_prompts",
@@ -218,9 +237,13 @@ __all__ = [
     "spd",
     "svm_equivalence",
     "sweep",
+    "token_overlap",
     "token_scores",
     "tune",
+    "union_cosine",
     "unsaturated",
+    "update_similarity",
+    "weight_sparsity",
 ]
 
 
