@@ -231,6 +231,12 @@ def test_stacked_training_equals_training_alone(arch: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
+def test_learners_that_differ_without_a_weight_are_not_stacked() -> None:
+    models = [learner(positions="none"), learner(positions="sinusoidal")]
+    with pytest.raises(ValueError, match="configurations differ"):
+        train_stacked(models, lambda step: context(), steps=1, lr=0.1)
+
+
 def test_half_precision_is_near_full_precision() -> None:
     model = learner(initializer_range=None)
     x, y = context()

@@ -247,9 +247,20 @@ def _check_alike(models: Sequence[nn.Module]) -> None:
         if other != described[0]:
             different = next((a, b) for a, b in zip(described[0], other, strict=False) if a != b)
             raise ValueError(f"model {s} is not of model 0's architecture: {different[0]} and {different[1]}")
+    # Settings without weights (positions, activations) do not show in the parameters.
+    settings = [_settings(model) for model in models]
+    for s, setting in enumerate(settings):
+        if setting != settings[0]:
+            raise ValueError(f"model {s} is not of model 0's architecture: their configurations differ")
     kinds = {p.dtype for _, p in _trainable(models[0])}
     if len(kinds) > 1:
         raise ValueError(f"all trained parameters must share one type, got {sorted(map(str, kinds))}")
+
+
+def _settings(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    found = config.to_dict() if hasattr(config, "to_dict") else config
+    return {k: v for k, v in found.items() if k != "_name_or_path"} if isinstance(found, dict) else None
 
 
 def _constants(
