@@ -258,7 +258,7 @@ def _check_alike(models: Sequence[nn.Module]) -> None:
 
 
 def _settings(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     found = config.to_dict() if hasattr(config, "to_dict") else config
     return {k: v for k, v in found.items() if k != "_name_or_path"} if isinstance(found, dict) else None
 
