@@ -93,8 +93,17 @@ def _fit(
     first = values.mean() / (values.square().mean() + task.sigma**2 / task.tau**2 * values.mean())
     typical = float(values.amax(-1).mean())
     scale = (train, held_out, task, plus_plus, typical)
-    starts = [(torch.log(first)[None], torch.full((1,), g, dtype=values.dtype)) for g in (0.15, 0.4)]
-    log_lr, scaled = _best(starts if plus_plus else [(starts[0][0], 0 * starts[0][1])], steps, *scale)
+    starts = [(torch.log(first)[None], torch.zeros(1, dtype=values.dtype))]
+    if plus_plus:
+        # GD++ flattens the spectrum on its way, so its best rate grows with the number of steps. A descent
+        # takes hundredths of a second and some get stuck: try many.
+        guesses = [float(first), *(c / typical for c in (1.5, 3.0, 0.6 * steps, steps, 1.4 * steps))]
+        starts = [
+            (torch.full_like(starts[0][1], math.log(rate)), torch.full_like(starts[0][1], gamma))
+            for rate in guesses
+            for gamma in (0.1, 0.25, 0.4, 0.55)
+        ]
+    log_lr, scaled = _best(starts, steps, *scale)
     if not shared:
         # Equal rates would stay equal, so the steps' own rates start spread around the shared optimum, both
         # ways. From there the loss falls smoothly; far from it GD++ of many steps overflows.
@@ -116,11 +125,11 @@ def _best(
 ) -> tuple[Tensor, Tensor]:
     """The best of several descents, judged on contexts that none of them has seen.
 
-    With rates of their own, many steps of GD++ grow doubly exponentially on an eigenvalue just beyond those
-    they were fitted to. So spectra half as large again take part with a small weight, and the best moment of
-    each descent is kept.
+    Many steps of GD++ grow doubly exponentially on an eigenvalue just beyond those they were fitted to. So
+    spectra half as large again take part with a small weight where there are more than two steps, and the
+    best moment of each descent is kept.
     """
-    guarded = len(starts[0][0]) > 1
+    guarded = (plus_plus and steps > 2) or len(starts[0][0]) > 1
     found = []
     for lr_start, gamma_start in starts:
         log_lr = lr_start.clone().requires_grad_()

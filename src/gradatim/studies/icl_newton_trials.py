@@ -33,7 +33,7 @@ from gradatim.tasks import LinearRegressionTask, context_generator
 
 NEWTON = tuple(range(1, 24))
 GD = tuple(2**j for j in range(13))
-GD_PLUS_PLUS = (1, 2, 3, 4, 6, 8, 10, 12)
+GD_PLUS_PLUS = (1, 2, 3, 4, 5, 6, 8)
 # The curve of errors needs more points than the heat map: a layer may stand for any number of steps.
 GD_DENSE = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 RATES = (0.25, 0.5, 1.0, 2.0)
@@ -148,7 +148,7 @@ def _mean_error(predictions: Tensor, y: Tensor, prefixes: slice) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _fitted_gd_plus_plus(task: LinearRegressionTask, steps: int) -> GradientDescentPlusPlus:
-    fitted = fit_gd_plus_plus(task, steps, contexts=1000, seed=1_000_000)
+    fitted = fit_gd_plus_plus(task, steps, contexts=500, seed=1_000_000)
     # As a layer would hold it: one fixed rate for the sum, whatever the length of the prefix.
     assert isinstance(fitted.lr, float)
     return GradientDescentPlusPlus(fitted.lr / (task.n - 1), fitted.gamma, steps, "sum")
