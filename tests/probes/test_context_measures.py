@@ -87,6 +87,7 @@ def test_best_match_of_an_algorithm_with_itself_is_the_identity():
     assert tied.plausible[0, :3].tolist() == [True, True, False]
     twins = best_match(shaken[0][None], torch.stack(shaken[1:]), y, bootstrap=300)
     assert (int(twins.low), int(twins.high)) == (0, 2)
+    assert int(twins.plausible.sum()) >= 2
 
 
 def test_best_match_equals_a_loop_over_cosines():
