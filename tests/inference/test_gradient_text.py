@@ -148,7 +148,7 @@ def test_what_a_stack_has_added_to_each_weight(parts):
             logits = stack(lessons)
             stack.step(-logits.log_softmax(-1).gather(2, targets[:, :, None]).mean(dim=(1, 2)), 0.05)
         added = [stack.deltas(s) for s in range(2)]
-    assert any(m.dense is not None for m in stack._matrices.values())
+    assert any(m.dense is not None for m in stack._deltas.matrices.values())
     for s, order in enumerate(([0, 2], [3, 1])):
         twin = by_loop(model, tokenizer, order, "all", 2, 0.05, 5)
         for name, p in twin.named_parameters():

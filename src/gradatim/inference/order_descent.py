@@ -12,7 +12,7 @@ from torch import Tensor
 from gradatim.inference.gradient_text import GradientPredictor
 from gradatim.inference.in_context_text import Texts
 from gradatim.inference.next_token import encode
-from gradatim.inference.stacked_descent import StackedDescent
+from gradatim.inference.stacked_descent import Deltas, StackedDescent
 
 
 @dataclass(frozen=True)
@@ -57,40 +57,68 @@ def descend_orders(
     if not rates or any(not r > 0 for r in rates):
         raise ValueError(f"lrs must be positive numbers, got {rates}")
     model = predictor.model
-    runs = [predictor.lessons(X, y, order) for order in orders]
-    lessons, targets = [p for p, _ in runs], torch.tensor([t for _, t in runs], device=model.device)
-    lessons, targets = lessons * len(rates), targets.repeat(len(rates), 1)
+    once = [predictor.lessons(X, y, order) for order in orders]
+    lessons = [p for p, _ in once] * len(rates)
+    targets = torch.tensor([t for _, t in once] * len(rates), device=model.device)
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     lr = torch.tensor(rates, dtype=dtype, device=model.device).repeat_interleave(len(orders))
     count = len(lessons[0])
     size = count if predictor.optimizer == "gd" else predictor.step_size
+    loss, right = torch.zeros_like(lr), torch.zeros_like(lr)
     stopped = torch.zeros(len(lessons), dtype=torch.bool, device=model.device)
-    state = StackedState(0, lr * 0, lr * 0, stopped)
+    active = torch.arange(len(lessons), device=model.device)
+    retired: list[_Retired] = []
     with StackedDescent(model, len(lessons), predictor.scope) as stack:
 
         def ask(texts: Texts) -> Tensor:
             prompts = [encode(predictor.tokenizer, predictor.template.question(str(x))) for x in texts]
-            return stack.answers(prompts, predictor.batch_size).to(dtype).softmax(-1)
+            groups = [(gone.places, gone.ask(stack, prompts, predictor.batch_size)) for gone in retired]
+            if len(active):
+                groups.append((active, stack.answers(prompts, predictor.batch_size)))
+            answers = groups[0][1]
+            whole = answers.new_zeros(len(lessons), *answers.shape[1:], dtype=dtype)
+            for places, logits in groups:
+                whole[places] = logits.to(dtype)
+            return whole.softmax(-1)
 
         for epoch in range(1, predictor.epochs + 1):
+            mine, answers = [lessons[i] for i in active.tolist()], targets[active]
             for start in range(0, count, size):
-                logits = stack([own[start : start + size] for own in lessons]).to(dtype)
-                losses = _losses(logits, targets[:, start : start + size])
-                stack.step(losses, torch.where(stopped, 0.0, lr))
+                logits = stack([own[start : start + size] for own in mine]).to(dtype)
+                stack.step(_losses(logits, answers[:, start : start + size]), lr[active])
             with torch.no_grad():
-                logits = stack(lessons).to(dtype)
-                losses = _losses(logits, targets)
-                right = (logits.argmax(-1) == targets).to(dtype).mean(1)
-            if not bool(losses.isfinite().all()):
-                bad = float(lr[~losses.isfinite()][0])
+                logits = stack(mine).to(dtype)
+                loss[active] = _losses(logits, answers)
+                right[active] = (logits.argmax(-1) == answers).to(dtype).mean(1)
+            if not bool(loss.isfinite().all()):
+                bad = float(lr[~loss.isfinite()][0])
                 raise RuntimeError(f"the loss is not finite at lr {bad:g}, epoch {epoch}; lower lr")
             if predictor.stop is not None:
-                stopped = stopped | ((right == 1.0) & (losses < predictor.stop))
-            state = StackedState(epoch, losses, right, stopped)
+                stopped = stopped | ((right == 1.0) & (loss < predictor.stop))
+            leaving = stopped[active]
+            if bool(leaving.any()):
+                retired.append(_Retired(active[leaving], stack.retire(leaving)))
+                active = active[~leaving]
+            state = StackedState(epoch, loss.clone(), right.clone(), stopped)
             on_epoch(state, ask)
-            if bool(stopped.all()):
+            if not len(active):
                 break
     return state
+
+
+class _Retired:
+    """Runs that have stopped: they are asked the same questions once."""
+
+    def __init__(self, places: Tensor, deltas: Deltas) -> None:
+        self.places, self._deltas = places, deltas
+        self._known: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+
+    def ask(self, stack: StackedDescent, prompts: Sequence[Sequence[int]], batch_size: int) -> Tensor:
+        """Logits [runs, prompts, vocabulary]."""
+        key = tuple(tuple(p) for p in prompts)
+        if key not in self._known:
+            self._known = {key: stack.recall(self._deltas, len(self.places), prompts, batch_size)}
+        return self._known[key]
 
 
 def _losses(logits: Float[Tensor, "runs n vocabulary"], targets: Tensor) -> Float[Tensor, " runs"]:

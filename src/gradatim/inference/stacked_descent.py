@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -78,12 +79,35 @@ class MatrixDelta:
         self.rows = torch.cat([self.rows, grown], 1)
         self.rows.scatter_add_(1, self.slot[ids][:, :, None].expand_as(values), values)
 
+    def pick(self, copies: Tensor) -> MatrixDelta:
+        """The same of some of the copies."""
+        found = MatrixDelta(len(copies), self.out_dim, self.in_dim, self.u)
+        found.u, found.v, found.rows = self.u[copies], self.v[copies], self.rows[copies]
+        found.slot, found.tokens = self.slot.clone(), self.tokens
+        found.dense = None if self.dense is None else self.dense[copies]
+        return found
+
     def matrix(self, copy: int) -> Tensor:
         """The added matrix [out, in] of one copy."""
         whole = self.u[copy].mT @ self.v[copy]
         if self.dense is not None:
             whole = whole + self.dense[copy]
         return whole.index_add(0, self.tokens, self.rows[copy])
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """What some copies have added to the weights, by parameter."""
+
+    matrices: dict[int, MatrixDelta] = field(default_factory=dict)
+    vectors: dict[int, Tensor] = field(default_factory=dict)
+
+    def pick(self, copies: Tensor) -> Deltas:
+        """The same of some of the copies."""
+        return Deltas(
+            {key: m.pick(copies) for key, m in self.matrices.items()},
+            {key: v[copies] for key, v in self.vectors.items()},
+        )
 
 
 class StackedDescent:
@@ -107,8 +131,7 @@ class StackedDescent:
         self.model, self.copies = model, copies
         self.parameters = scope_parameters(model, scope)
         self.lowest = value_layer(model, scope) if scope.startswith("value:") else 0
-        self._matrices: dict[int, MatrixDelta] = {}
-        self._vectors: dict[int, Tensor] = {}
+        self._deltas = Deltas()
         self._steps: list[Callable[[Tensor], None]] = []
         self._below: dict[tuple[int, ...], Tensor] = {}
         self._plan = list(self._modules())
@@ -169,6 +192,22 @@ class StackedDescent:
             parts = [self([prompts[i : i + size]] * self.copies) for i in range(0, len(prompts), size)]
         return torch.cat(parts, dim=1)
 
+    def retire(self, leaving: Bool[Tensor, " copies"]) -> Deltas:
+        """Take copies out of the stack, so that they cost nothing any more; `recall` asks them later."""
+        gone = self._deltas.pick(leaving.nonzero()[:, 0])
+        self._deltas = self._deltas.pick((~leaving).nonzero()[:, 0])
+        self.copies = int((~leaving).sum())
+        return gone
+
+    def recall(self, retired: Deltas, count: int, prompts: Prompts, batch_size: int = 32) -> Tensor:
+        """`answers` of `count` copies that have been retired together."""
+        mine = self._deltas, self.copies
+        self._deltas, self.copies = retired, count
+        try:
+            return self.answers(prompts, batch_size)
+        finally:
+            self._deltas, self.copies = mine
+
     def step(self, losses: Float[Tensor, " copies"], lr: float | Float[Tensor, " copies"]) -> None:
         """One plain step W_s <- W_s - lr_s dloss_s/dW_s; lr 0 leaves a copy where it is."""
         rates = torch.as_tensor(lr, dtype=losses.dtype, device=losses.device).expand(self.copies)
@@ -182,20 +221,22 @@ class StackedDescent:
         found = {}
         with torch.no_grad():
             for name, p in self.parameters.items():
-                if id(p) in self._vectors:
-                    found[name] = self._vectors[id(p)][copy]
-                elif id(p) in self._matrices:
-                    matrix = self._matrices[id(p)].matrix(copy)
+                if id(p) in self._deltas.vectors:
+                    found[name] = self._deltas.vectors[id(p)][copy]
+                elif id(p) in self._deltas.matrices:
+                    matrix = self._deltas.matrices[id(p)].matrix(copy)
                     found[name] = matrix.mT if id(p) in self._turned else matrix
         return found
 
     # -- how each kind of module answers for several copies ----------------------------------------------
 
-    def _matrix(self, p: nn.Parameter, out_dim: int, in_dim: int) -> MatrixDelta:
-        return self._matrices.setdefault(id(p), MatrixDelta(self.copies, out_dim, in_dim, p))
+    def _matrix(self, p: nn.Parameter, out_dim: int, in_dim: int) -> int:
+        if id(p) not in self._deltas.matrices:
+            self._deltas.matrices[id(p)] = MatrixDelta(self.copies, out_dim, in_dim, p)
+        return id(p)
 
     def _vector(self, p: nn.Parameter) -> int:
-        self._vectors.setdefault(id(p), p.new_zeros(self.copies, *p.shape))
+        self._deltas.vectors.setdefault(id(p), p.new_zeros(self.copies, *p.shape))
         return id(p)
 
     def _learn(self, y: Tensor, update: Callable[[Tensor, Tensor], None]) -> Tensor:
@@ -226,16 +267,16 @@ class StackedDescent:
             flat = x.reshape(self.copies, -1, in_dim)
             y = original(x)
             if delta is not None:
-                y = y + delta.multiply(flat).reshape(y.shape)
+                y = y + self._deltas.matrices[delta].multiply(flat).reshape(y.shape)
             if bias is not None:
-                y = y + self._spread(self._vectors[bias], y)
+                y = y + self._spread(self._deltas.vectors[bias], y)
             seen = flat.detach()
 
             def update(rate: Tensor, g: Tensor) -> None:
                 if delta is not None:
-                    delta.add_product(rate * g, seen)
+                    self._deltas.matrices[delta].add_product(rate * g, seen)
                 if bias is not None:
-                    self._vectors[bias] += (rate * g).sum(1)
+                    self._deltas.vectors[bias] += (rate * g).sum(1)
 
             return self._learn(y, update)
 
@@ -255,16 +296,16 @@ class StackedDescent:
         def forward(x: Tensor) -> Tensor:
             y, plain = original(x), unit(x) - null(x)
             if gain is not None:
-                y = y + plain * self._spread(self._vectors[gain], y)
+                y = y + plain * self._spread(self._deltas.vectors[gain], y)
             if bias is not None:
-                y = y + self._spread(self._vectors[bias], y)
+                y = y + self._spread(self._deltas.vectors[bias], y)
             seen = plain.detach().reshape(self.copies, -1, y.shape[-1])
 
             def update(rate: Tensor, g: Tensor) -> None:
                 if gain is not None:
-                    self._vectors[gain] += (rate * g * seen).sum(1)
+                    self._deltas.vectors[gain] += (rate * g * seen).sum(1)
                 if bias is not None:
-                    self._vectors[bias] += (rate * g).sum(1)
+                    self._deltas.vectors[bias] += (rate * g).sum(1)
 
             return self._learn(y, update)
 
@@ -276,9 +317,9 @@ class StackedDescent:
         def forward(ids: Tensor) -> Tensor:
             mine = ids.expand(self._rows, -1).reshape(self.copies, -1)
             y = original(ids)
-            added = delta.look_up(mine).reshape(self._rows, -1, y.shape[-1])
+            added = self._deltas.matrices[delta].look_up(mine).reshape(self._rows, -1, y.shape[-1])
             y = y.expand(self._rows, *y.shape[1:]) + added
-            return self._learn(y, lambda rate, g: delta.add_rows(mine, rate * g))
+            return self._learn(y, lambda rate, g: self._deltas.matrices[delta].add_rows(mine, rate * g))
 
         return forward
 
