@@ -70,18 +70,17 @@ class TernaryBayes:
         """P(+1) - P(-1) for every point; 0 where no function fits the pairs."""
         check_prompts(x, y)
         functions, prior = enumerated(self.name_of_class, x.shape[2], self.k, self.prior)
-        functions = functions.to(x.device)
+        functions, prior = functions.to(x.device), prior.to(x.device)
+        answer = self._possible if self.noise == 0 else self._weighted
         part = max(1, CELLS // len(functions))
         return torch.cat(
-            [
-                self._part(x[i : i + part], y[i : i + part], functions, prior.to(x.device))
-                for i in range(0, len(x), part)
-            ]
+            [answer(x[i : i + part], y[i : i + part], functions, prior) for i in range(0, len(x), part)]
         )
 
     curve = __call__ = predict
 
-    def _part(self, x: Tensor, y: Tensor, functions: BooleanFunctions, prior: Tensor) -> Tensor:
+    def _weighted(self, x: Tensor, y: Tensor, functions: BooleanFunctions, prior: Tensor) -> Tensor:
+        """Every function keeps a weight for every prompt."""
         weight = prior.expand(len(x), -1).clone()
         found = torch.zeros_like(y)
         for t in range(x.shape[1]):
@@ -93,15 +92,51 @@ class TernaryBayes:
             weight = self.updated(weight, values, y[:, t])
         return found
 
+    def _possible(self, x: Tensor, y: Tensor, functions: BooleanFunctions, prior: Tensor) -> Tensor:
+        """Without noise a label rules functions out for good: only pairs (prompt, function) left are kept."""
+        batch, count = len(x), len(functions)
+        prompt = torch.arange(batch, device=x.device).repeat_interleave(count)
+        function = torch.arange(count, device=x.device).repeat(batch)
+        weight = prior.repeat(batch)
+        found = torch.zeros_like(y)
+        w, used = functions.w[:, 0].to(x.dtype), functions.w.abs().sum((1, 2)).to(x.dtype)
+        threshold = thresholds(functions).to(x.dtype)
+        for t in range(x.shape[1]):
+            dense = len(prompt) > batch * count // 8
+            margins = (
+                (x[:, t] @ (w.abs() if functions.rule == "parity" else w).T).flatten() if dense else None
+            )
+            if margins is None:
+                rows = w[function].abs_() if functions.rule == "parity" else w[function]
+                margin = (x[prompt, t] * rows).sum(1)
+            else:
+                margin = margins if len(prompt) == len(margins) else margins[prompt * count + function]
+            if functions.rule == "parity":
+                positive = (margin + used[function]) / 2 % 2 == 1
+            else:
+                positive = margin > threshold[function]
+            if self.inputs:
+                values = 2.0 * positive.double() - 1
+                weight = weight * self.input_likelihood(functions, values, function)
+            total = weight.new_zeros(batch).index_add_(0, prompt, weight)
+            agree = weight.new_zeros(batch).index_add_(0, prompt, weight * positive)
+            some = total > 0
+            found[:, t] = torch.where(some, 2 * agree / total.clamp(min=1e-300) - 1, 0.0).to(y.dtype)
+            kept = positive == (y[prompt, t] > 0)
+            weight = weight[kept] / total[prompt[kept]]
+            prompt, function = prompt[kept], function[kept]
+        return found
+
     def input_likelihood(
-        self, functions: BooleanFunctions, values: Float[Tensor, "batch f"]
-    ) -> Float[Tensor, "batch f"]:
-        """2^n p(x | w) for every function, from its value at x."""
+        self, functions: BooleanFunctions, values: Float[Tensor, "*batch f"], index: Tensor | None = None
+    ) -> Float[Tensor, "*batch f"]:
+        """2^n p(x | w) for every function (those of `index`), from its value at x."""
         if not self.share:
             return torch.ones_like(values)
         literals = functions.w.abs().sum((1, 2)).double()
         target = 1.0 if functions.rule == "dnf" else -1.0
-        return 1 - self.share + self.share * 2**literals * (values == target)
+        gain = self.share * 2**literals
+        return 1 - self.share + (gain if index is None else gain[index]) * (values == target)
 
     def updated(
         self, weight: Float[Tensor, "batch f"], values: Float[Tensor, "batch f"], y: Float[Tensor, " batch"]
@@ -122,12 +157,16 @@ def enumerated(
 
 
 def values_at(functions: BooleanFunctions, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch f"]:
-    """Every function at one input per prompt, in float64."""
-    same = BooleanFunctions(functions.rule, functions.w.transpose(0, 1)[:1], functions.bias[:1])
-    w = same.w[0]  # [f, n]
-    margin = x.to(w.dtype) @ w.T
-    size = w.abs().sum(-1)
+    """Every function of one term at one input per prompt, in float64."""
+    w = functions.w[:, 0]  # [f, n]
+    x = x.to(w.dtype)
     if functions.rule == "parity":
-        return 2.0 * ((x.to(w.dtype) @ w.abs().T + size) / 2 % 2).double() - 1
-    threshold = {"dnf": size - 1, "cnf": 1 - size, "halfspace": functions.bias}[functions.rule]
-    return 2.0 * (margin > threshold).double() - 1
+        odd = (x @ w.abs().T + w.abs().sum(-1)) / 2 % 2
+        return 2.0 * odd.double() - 1
+    return 2.0 * (x @ w.T > thresholds(functions)).double() - 1
+
+
+def thresholds(functions: BooleanFunctions) -> Float[Tensor, " f"]:
+    """What w . x must exceed for +1, for functions of one term (not for parities)."""
+    size = functions.w.abs().sum((1, 2))
+    return {"dnf": size - 1, "cnf": 1 - size}.get(functions.rule, functions.bias)
