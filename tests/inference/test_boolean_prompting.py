@@ -82,6 +82,13 @@ def test_a_model_that_knows_the_rule_answers_by_it(prompt):
     assert found.readable == pytest.approx(1 / 3)
 
 
+def test_what_both_labels_begin_with_belongs_to_the_question(prompt):
+    ids, asked, labels = tokenized(Characters(), prompt.x[0], prompt.y[0])
+    assert labels == (ord("0"), ord("1"))
+    for place, y in zip(asked, prompt.y[0].tolist(), strict=True):
+        assert "".join(map(chr, ids[place - 6 : place + 2])) == f"Label: {1 if y > 0 else 0}"
+
+
 def test_labels_of_whole_tokens_and_labels_that_are_one_token(prompt):
     class Words:
         def __call__(self, text, add_special_tokens=True):
