@@ -15,7 +15,7 @@ READ = (
     "together, the plainest first."
 )
 READ_LAYERS = (
-    "One linear read-out per layer, fitted on contexts of its own. k Newton steps lie near 2^k steps of "
+    "One linear read-out per layer, fitted on contexts of its own. k Newton steps lie near 2^(k/2) steps of "
     "gradient descent: the two columns are one fact on two axes."
 )
 

@@ -147,7 +147,9 @@ class Identification:
                     )
                 )
             lines += ["", *_aligned(layer_rows)]
-            lines.append("k Newton steps lie near 2^k steps of GD: the two columns are one fact on two axes.")
+            lines.append(
+                "k Newton steps lie near 2^(k/2) steps of GD: the two columns are one fact on two axes."
+            )
         lines += list(self.notes)
         return "\n".join(lines)
 
