@@ -263,6 +263,15 @@ def test_scores_by_hand():
         accuracy(found, y, torch.zeros_like(mask))
 
 
+def test_the_band_of_a_partly_scored_position():
+    y = torch.ones(50, 2)
+    y[:, 1] = -1
+    mask = torch.ones(50, 2, dtype=torch.bool)
+    mask[10:, 0] = False
+    scores = score_prompts(y, y, mask)
+    assert scores.accuracy.tolist() == scores.low.tolist() == scores.high.tolist() == [1.0, 1.0]
+
+
 def test_the_band_covers_what_it_should():
     generator = torch.Generator().manual_seed(0)
     y = torch.ones(400, 200)
@@ -351,11 +360,14 @@ def test_one_example_at_a_time_gives_the_curve(classifier, name):
         del classifier.state_
 
 
-def test_the_hypothesis_of_elimination_is_the_function_once_taught():
-    p = prompt("conjunction", d=7, n=20, batch=20, teaching=True, seed=9)
+@pytest.mark.parametrize("kind", ["conjunction", "disjunction"])
+def test_the_hypothesis_of_elimination_is_the_function_once_taught(kind):
+    p = prompt(kind, d=7, n=20, batch=20, teaching=True, seed=9)
     for b in range(20):
         k = int(p.teach_len[b])
-        fitted = EliminationClassifier().partial_fit(p.x[b, :k].numpy(), p.y[b, :k].numpy(), classes=[-1, 1])
+        fitted = EliminationClassifier(kind).partial_fit(
+            p.x[b, :k].numpy(), p.y[b, :k].numpy(), classes=[-1, 1]
+        )
         assert fitted.literals_.tolist() == p.w[b].tolist()
     with pytest.raises(ValueError, match="set binarize"):
         EliminationClassifier(binarize=None).fit(np.array([[0.5], [1.0]]), [0, 1])

@@ -132,12 +132,10 @@ class EliminationClassifier(_BooleanClassifier):
 
     @property
     def literals_(self) -> np.ndarray:
-        """The hypothesis."""
+        """The hypothesis; f(x) = -g(-x) has the weights of g, so disjunctions need no other sign."""
         check_is_fitted(self, "state_")
         plus, minus = self.state_.numpy()
-        both = np.where(plus & minus, 2, plus.astype(int) - minus.astype(int))
-        flip = self.kind == "disjunction"
-        return np.where(both == 2, 2, -both if flip else both)
+        return np.where(plus & minus, 2, plus.astype(int) - minus.astype(int))
 
     def _reference(self) -> Elimination:
         return Elimination(self.kind)
