@@ -152,6 +152,9 @@ def test_ood_curves():
     learner = gradient_descent(4, 7, 3.0)
     inside = ood_curve(learner, TASK, "x_scale", [1.0], contexts=200)
     close(inside.losses[0], query_losses(learner, batch(contexts=200)))
+    wide = ood_curve(learner, TASK, "x_scale", [2.0], contexts=200)
+    doubled = LinearRegressionTask(4, 8, x="uniform", x_scale=2.0)
+    close(wide.losses[0], query_losses(learner, batch(doubled, contexts=200)))
     # The answer is linear in the weights: the loss grows with their square.
     scaled = ood_curve(learner, TASK, "w_scale", [1.0, 3.0], contexts=200)
     close(scaled.losses[1], 9 * scaled.losses[0], 1e-9)
