@@ -128,3 +128,16 @@ def test_nothing_finished_is_inconclusive():
     v = one(claim(), Results({}))
     assert (v.word, v.estimate.n, v.seeds_needed) == ("inconclusive", 0, None)
     assert "no finished trials" in str(v)
+
+
+def test_a_profile_judges_only_the_claims_that_it_has_arms_for():
+    from dataclasses import replace
+
+    data = results(a=BASE + 1 + NOISE, b=BASE, c=BASE)
+    everywhere, elsewhere = claim(), replace(claim(), id="y", profiles=("standard",))
+    both = study(everywhere, elsewhere)
+    assert [v.claim.id for v in judge(both, data, "quick")] == ["x"]
+    assert [v.claim.id for v in judge(both, data, "standard")] == ["x", "y"]
+    assert [v.claim.id for v in judge(both, data)] == ["x", "y"]
+    # The correction for several claims counts those that are judged.
+    assert judge(both, data, "quick")[0].p_holm == judge(study(everywhere), data)[0].p_holm

@@ -186,6 +186,7 @@ class Claim:
     our words what the paper reports and where. `unit` names the effect's unit.
     `interval="wilson"` treats the seeds' values as 0/1 outcomes minus the effect's bound;
     `overlap` is n_test / n_train of overlapping resamples (Nadeau-Bengio corrected t interval).
+    `profiles` names the profiles that have the claim's arms (default: all); others do not judge it.
     """
 
     id: str
@@ -199,6 +200,7 @@ class Claim:
     paper_says: str = ""
     interval: Literal["t", "wilson"] = "t"
     overlap: float = 0.0
+    profiles: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.test == "equivalent" and self.margin <= 0:
@@ -303,6 +305,10 @@ class Study:
     def first_seed(self) -> int:
         """The first seed that judges: a comparison on a user's data may use its seeds as fold numbers."""
         return 0 if self.number is None else FIRST_JUDGING_SEED
+
+    def claims_of(self, profile: str | None) -> tuple[Claim, ...]:
+        """The claims that a profile judges; all of them for None."""
+        return tuple(c for c in self.claims if profile is None or c.profiles is None or profile in c.profiles)
 
     def arms_of(self, profile: Profile) -> tuple[Arm, ...]:
         """The arms that a profile runs."""

@@ -57,15 +57,16 @@ class Verdict:
         return f"{self.word}: {self.claim.statement} ({e.mean:+.4g}{interval}{unit}, n={e.n})"
 
 
-def judge(study: Study, results: Results) -> list[Verdict]:
-    """Judge every claim of a study; p-values are Holm-adjusted over all of them."""
+def judge(study: Study, results: Results, profile: str | None = None) -> list[Verdict]:
+    """Judge every claim of a study, or those of a profile; p-values are Holm-adjusted over all of them."""
+    claims = study.claims_of(profile)
     failed = sum(results.failed.values())
-    estimates = [_estimate(c.effect, results, c.interval, c.overlap) for c in study.claims]
-    p_values = [_p(c, e) for c, e in zip(study.claims, estimates, strict=True)]
+    estimates = [_estimate(c.effect, results, c.interval, c.overlap) for c in claims]
+    p_values = [_p(c, e) for c, e in zip(claims, estimates, strict=True)]
     verdicts = []
-    for claim, e, p, p_holm in zip(study.claims, estimates, p_values, holm(p_values), strict=True):
+    for claim, e, p, p_holm in zip(claims, estimates, p_values, holm(p_values), strict=True):
         word = _word(claim, e, p_holm)
-        needed = _seeds_needed(claim, e, len(study.claims)) if word == "inconclusive" else None
+        needed = _seeds_needed(claim, e, len(claims)) if word == "inconclusive" else None
         control = _judge_control(claim.control, results, claim)
         verdicts.append(Verdict(claim, word, e, p, p_holm, control, needed, failed))
     return verdicts

@@ -215,7 +215,7 @@ CLAIMS = (
     ),
     Claim(
         "bands",
-        "Conjunctions are learnt better than majorities (standard profile)",
+        "Conjunctions are learnt better than majorities",
         Beyond(
             Level("conjunction/transformer", "late"),
             Level("majority/transformer", "late"),
@@ -227,13 +227,14 @@ CLAIMS = (
                 Beyond(Level("conjunction/bayes", "late"), Level("majority/bayes", "late")),
             ),
         ),
+        profiles=("standard", "paper"),
         unit="accuracy",
         margin=0.02,
         paper_says="thresholds and majorities above chance but imperfect, conjunctions near perfect",
     ),
     Claim(
         "gru-neighbours",
-        "A Transformer answers nearest-neighbour prompts better than a GRU (standard profile)",
+        "A Transformer answers nearest-neighbour prompts better than a GRU",
         Contrast("nearest_neighbour/transformer", "nearest_neighbour/gru", "late"),
         Control(
             "the GRU learns less of anything at this budget: beyond the same gap on conjunctions",
@@ -242,19 +243,20 @@ CLAIMS = (
                 Contrast("conjunction/transformer", "conjunction/gru", "late"),
             ),
         ),
+        profiles=("standard", "paper"),
         unit="accuracy",
         margin=0.03,
         paper_says="Transformer about 100%, every other architecture about 90% or less",
     ),
     Claim(
         "prompted",
-        "A prompted language model competes with the nearest neighbour on small conjunctions (within 0.05;"
-        " standard profile)",
+        "A prompted language model competes with the nearest neighbour on small conjunctions (within 0.05)",
         Level("prompted/language-model", "over_1nn"),
         Control(
             "it repeats the commoner label of the context",
             Level("prompted/language-model", "over_majority"),
         ),
+        profiles=("standard", "paper"),
         unit="accuracy",
         test="equivalent",
         margin=0.05,
