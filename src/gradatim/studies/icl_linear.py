@@ -309,8 +309,8 @@ study = Study(
         ),
     ),
     notes="The learner's tokens are *paired* (the y token repeats x) except where an arm says otherwise: "
-    "with x and y in tokens apart it must learn to copy first, which a short run does not finish. The penalty "
-    "nearest to a learner lies above the Bayes one for as long as training goes on, with noise and without: "
-    "read it beside the number of steps and its drift since half of them. Gradient descent of k steps at the "
-    "best rate is a close relative of ridge, so its distance is the fair one to beat.",
+    "with x and y in tokens apart it must learn to copy first, for which short runs do not suffice. The "
+    "penalty nearest to a learner lies above the Bayes one for as long as training goes on, with noise and "
+    "without: read it beside the number of steps and its drift since half of them. Gradient descent of k "
+    "steps at the best rate is a close relative of ridge, so its distance is the fair one to beat.",
 )  # fmt: skip
