@@ -85,7 +85,11 @@ def identify(
     members: list[Member] = []
     for family in families:
         predictor, numbers = tuned(family, tuning_data, tune, learner_tuning.double(), at)
-        members.append(Member(family, predictor, numbers, compared(data.predict(predictor), binary)))
+        try:
+            answers = data.predict(predictor)
+        except ValueError:
+            continue  # it does not exist on every judging context, such as Newton's method beyond its range
+        members.append(Member(family, predictor, numbers, compared(answers, binary)))
     matches = judge.rank(learner, members)
     matches = [_with_number_interval(m, judge, learner, data, families, binary) for m in matches]
     error, error_interval = judge.error(learner)

@@ -287,7 +287,8 @@ class GradientDescentPlusPlus(SpectralPredictor):
     def filter(self, values: Tensor, count: Tensor) -> Tensor:
         """f by the recursion over steps."""
         schedule = [
-            (_per_pair(lr, self.reduction, count), torch.as_tensor(gamma)) for lr, gamma in self.schedule
+            (_per_pair(lr, self.reduction, count), _per_pair(gamma, "sum", count))
+            for lr, gamma in self.schedule
         ]
         return gd_plus_plus_filter(values, schedule)
 

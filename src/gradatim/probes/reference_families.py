@@ -46,8 +46,8 @@ class Family:
     """Algorithms that differ in positive numbers: `make(*numbers)`, each started from its `grid`.
 
     `plain` orders families that fit equally well: the lowest is named first. A family with `fit(x, y,
-    predictions, positions)` takes a whole matrix from the contexts instead. `keep_name` shows the family's own
-    name, not that of its member.
+    predictions, positions)` takes a whole matrix from the contexts instead. `keep_name` shows its own name,
+    not that of its member.
     """
 
     name: str
@@ -98,7 +98,10 @@ def tuned(
         return family.make(), ()
 
     def off(logs: Any) -> float:
-        value = distance(contexts.predict(family.make(*np.exp(np.atleast_1d(logs)).tolist())))
+        try:
+            value = distance(contexts.predict(family.make(*np.exp(np.atleast_1d(logs)).tolist())))
+        except ValueError:  # numbers that the algorithm refuses on these contexts
+            return 1e300
         return value if math.isfinite(value) else 1e300
 
     axes = [np.log(grid) for grid in family.grids]
@@ -166,6 +169,12 @@ def linear_families(
         families.append(_plus_plus(k, averaged, largest))
     for k in (*range(1, 13), 16, 20):
         families.append(Family("Newton", lambda k=k: IterativeNewton(k), plain=9))
+    # A construction's alpha is one number for all contexts, below 2 / lambda_max^2 of the worst of them.
+    alphas = tuple(float(v) for v in np.geomspace(1e-4, 1.0, 5) / largest**2)
+    families += [
+        Family("Newton", lambda alpha, k=k: IterativeNewton(k, alpha), (alphas,), plain=9)
+        for k in range(1, 7)
+    ]
     families += [
         Family("conjugate gradient", lambda k=k: ConjugateGradient(k), plain=7) for k in range(1, min(d, 6))
     ]

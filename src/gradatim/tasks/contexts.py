@@ -37,8 +37,15 @@ class ICLBatch:
 class ContextTask(Protocol):
     """Anything that draws contexts: `d` inputs wide, `n` pairs long."""
 
-    d: int
-    n: int
+    @property
+    def d(self) -> int:
+        """Inputs of a pair."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Pairs of a context."""
+        ...
 
     def sample(
         self,
