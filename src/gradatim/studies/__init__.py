@@ -8,6 +8,7 @@ import importlib
 from gradatim.bench import Study
 
 MODULES: dict[str, tuple[int, str]] = {
+    "icl-linear": (2, "icl_linear"),
     "icl-newton": (21, "icl_newton"),
     "icl-boolean": (3, "icl_boolean"),
     "boosted-network": (9, "boosted_network"),

@@ -20,7 +20,17 @@ NOISE = (
     ("noise/0.5-1", 1 / 4, "1/4"),
     ("noise/0.5-0.75", 4 / 9, "4/9"),
 )
-FAMILIES = ("OLS", "ridge", "GD, k steps", "GD, 1 step", "Newton, k steps", "online GD", "k-NN", "averaging")
+FAMILIES = (
+    "OLS",
+    "ridge",
+    "GD, k steps",
+    "GD, 1 step",
+    "Newton, k steps",
+    "online GD",
+    "k-NN",
+    "averaging",
+    "zero",
+)
 DEPTHS = (
     ("depth/1", "1"),
     ("depth/1-wide", "1, wide"),
@@ -38,6 +48,7 @@ PROBES = (
     ("noise/0-1", "probe/w_ols", "w_OLS", "C1", "-"),
     ("noise/0-1", "probe/w_ols_linear", "w_OLS, linear probe", "C1", ":"),
     ("noise/0-1", "probe/w_ols_untrained", "w_OLS, untrained network", "C2", "--"),
+    ("noise/0-1", "probe/w_ols_linear_untrained", "w_OLS, untrained, linear probe", "C2", ":"),
     ("fixed-w", "probe/w_ols", "w_OLS, trained with w = 1", "C3", "--"),
 )
 
