@@ -253,18 +253,18 @@ study = Study(
                 "batch": 32, "steps": 3200, "lr": 6e-3, "contexts": 2000,
                 "probe_pairs": 5, "probe_steps": 600, "probe_width": 64,
             },
-            core_seconds=330,
+            core_seconds=300,
             arms=tuple(arm.name for arm in CORE),
             batch=2,
         ),
         "standard": Profile(
             seeds=4,
             scale={
-                "d": 4, "n": 12, "layers": 8, "heads": 4, "width": 48, "tokens": "paired",
-                "batch": 32, "steps": 4000, "lr": 3e-3, "contexts": 4000,
+                "d": 4, "n": 12, "layers": 6, "heads": 4, "width": 48, "tokens": "paired",
+                "batch": 32, "steps": 3500, "lr": 3e-3, "contexts": 4000,
                 "probe_pairs": 6, "probe_steps": 1000, "probe_width": 128,
             },
-            core_seconds=3600,
+            core_seconds=3200,
             batch=2,
         ),
         "paper": Profile(

@@ -95,7 +95,7 @@ def _train(
         steps=steps,
         lr=scale["lr"],
         warmup=scale.get("warmup", 0.05),
-        snapshots=[steps // 2],
+        snapshots=[max(1, steps // 2)],
         # One engine for any number of seeds: a seed's rounding does not depend on its companions.
         engine="vmap",
         device="cuda" if scale.get("device") == "auto" and torch.cuda.is_available() else None,
@@ -117,7 +117,7 @@ def _judge(
 ) -> Outcome:
     learner = trained.models[i].cpu()
     steps = _steps(settings, scale)
-    halfway = trained.snapshots[steps // 2][i].cpu()
+    halfway = trained.snapshots[max(1, steps // 2)][i].cpu()
     untrained = model(settings, scale, seed)
     losses = trained.smoothed(50)[:, i] / task.d
     shown = np.unique(np.geomspace(min(10, len(losses)), len(losses), 60).astype(int)) - 1
