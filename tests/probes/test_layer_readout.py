@@ -82,7 +82,7 @@ def test_takes_a_learners_output() -> None:
 
 def test_bad_input_is_refused() -> None:
     states, y = layers()
-    with pytest.raises(ValueError, match="not negative, got -1.0"):
+    with pytest.raises(ValueError, match=r"not negative, got -1\.0"):
         LayerReadout(-1.0)
     with pytest.raises(ValueError, match="leading shape"):
         LayerReadout().fit(states, y[:, :2])

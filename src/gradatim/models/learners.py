@@ -21,8 +21,9 @@ MODULES = {
 
 
 def load_learner(folder: str | Path) -> PreTrainedModel:
-    """The learner that `save_pretrained` wrote to `folder`: its class from the configuration, its weights from
-    safetensors only.
+    """The learner that `save_pretrained` wrote to `folder`, in evaluation mode.
+
+    Its class comes from the configuration, its weights from safetensors only.
 
     Raises ValueError for a folder without a configuration or with one that is not of our learners.
     """
