@@ -100,7 +100,8 @@ def draw_pairs(figure: Figure, results: Results) -> None:
         for i, family in enumerate(FAMILIES):
             curve = _mean(results, arm, f"spd/{family}")
             if curve is not None:
-                axis.plot(curve.x, curve.y, color=f"C{i}", label=family, lw=2 if i < 2 else 1)
+                color = f"C{i}" if i < 8 else "0.6"
+                axis.plot(curve.x, curve.y, color=color, label=family, lw=2 if i < 2 else 1)
         # Least squares on as many noisy pairs as dimensions has no finite mean: it leaves the picture.
         axis.set(yscale="log", title=title, xlabel="pairs seen", ylim=(1e-3, 10))
     axes[0].set_ylabel("SPD / d")
