@@ -9,13 +9,13 @@ from gradatim.bench import Study
 
 MODULES: dict[str, tuple[int, str]] = {
     "icl-linear": (2, "icl_linear"),
-    "icl-newton": (21, "icl_newton"),
     "icl-boolean": (3, "icl_boolean"),
-    "icl-vs-gd": (17, "icl_vs_gd"),
     "boosted-network": (9, "boosted_network"),
     "multi-positive": (10, "multi_positive"),
     "icl-gradient-descent": (11, "icl_gradient_descent"),
+    "icl-vs-gd": (17, "icl_vs_gd"),
     "schedule-refinement": (20, "schedule_refinement"),
+    "icl-newton": (21, "icl_newton"),
     "attention-svm": (22, "attention_svm"),
 }
 
