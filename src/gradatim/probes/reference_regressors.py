@@ -70,7 +70,7 @@ class _LinearReference(RegressorMixin, BaseEstimator):
         return self
 
     def _solve(self, x: Array, y: Array) -> Array:
-        weights = self._algorithm(x).weights(torch.from_numpy(x)[None], torch.from_numpy(y)[None])
+        weights = self._algorithm(x).weights(torch.tensor(x)[None], torch.tensor(y)[None])
         found: Array = weights[0].numpy()
         return found
 
@@ -253,7 +253,7 @@ class NewtonSchulzRegressor(_LinearReference):
     def _solve(self, x: Array, y: Array) -> Array:
         if self.tol is None:
             return super()._solve(x, y)
-        data = torch.from_numpy(x)[None], torch.from_numpy(y)[None]
+        data = torch.tensor(x)[None], torch.tensor(y)[None]
         alpha = self._scaled(x)
         w = IterativeNewton(0, alpha).weights(*data)[0]
         for k in range(1, self.n_iter + 1):
@@ -367,11 +367,7 @@ class KernelGradientDescentRegressor(_LinearReference):
         self.reduction, self.fit_intercept = reduction, fit_intercept
 
     def _features(self, x: Array) -> Array:
-        found = (
-            torch.from_numpy(x)[None]
-            if self.feature_map is None
-            else self.feature_map(torch.from_numpy(x)[None])
-        )
+        found = torch.tensor(x)[None] if self.feature_map is None else self.feature_map(torch.tensor(x)[None])
         return np.asarray(found[0].detach().numpy(), dtype=np.float64)
 
     def fit(self, X: Any, y: Any) -> Any:
@@ -416,7 +412,7 @@ class KNeighborsReferenceRegressor(RegressorMixin, BaseEstimator):
         """The weighted mean of each row's neighbours."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        x, rows, y = torch.from_numpy(X), torch.from_numpy(self.X_), torch.from_numpy(self.y_)
+        x, rows, y = torch.tensor(X), torch.tensor(self.X_), torch.tensor(self.y_)
         square = torch.cdist(x, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
         found: Array = neighbour_mean(square, y.expand_as(square), self.k, self.weights).numpy()
         return found
