@@ -20,6 +20,7 @@ from gradatim.tasks.docstrings import (
     docstring_texts,
     linked_split,
 )
+from gradatim.tasks.ginc import GINC, GINCPrompts
 from gradatim.tasks.linear_regression import LinearRegressionTask
 from gradatim.tasks.nonlinear_regression import ContextPool, NetworkTask, SineTask
 from gradatim.tasks.retrieval import (
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOOLEAN_TASKS",
+    "GINC",
     "TABULAR_TASKS",
     "AttentionInstance",
     "BooleanTask",
     "ContextPool",
     "ContextStream",
     "ContextTask",
+    "GINCPrompts",
     "GradedRetrievalEvaluator",
     "ICLBatch",
     "LinearRegressionTask",
