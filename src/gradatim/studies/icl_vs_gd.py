@@ -110,7 +110,7 @@ CORE = (
     Arm("text/zero-shot", {"kind": "zero"}, "no demonstrations", "baseline"),
     _icl("icl", "in context"),
     _gd("sgd", "SGD, all weights", (5e-4,)),
-    _gd("value-deep", "SGD, values of one deep layer", (0.5,), scope="value:deep", epochs=16),
+    _gd("value-deep", "SGD, values of one deep layer", (0.5,), scope="value:deep", epochs=10),
     _icl("icl-shuffled", "in context, labels shuffled", "control", shuffled=True),
     _icl("icl-untrained", "in context, untrained model", "control", untrained=True, orders=4, items=4),
     Arm("text/weights", {"kind": "weights"}, "attention's weights"),
@@ -253,10 +253,10 @@ QUICK = {
     "k": 10,
     "epochs": 8,
     "stop": 0.1,
-    "record": [1, 2, 4],
+    "record": [1, 3],
     "boolean": {
         "d": 8, "n": 24, "batch": 32, "steps": 600, "lr": 3e-3, "layers": 2, "heads": 4, "width": 64,
-        "shots": 12, "functions": 12, "orders": 6, "epochs": 10, "sgd_lr": 0.01,
+        "shots": 12, "functions": 8, "orders": 6, "epochs": 10, "sgd_lr": 0.01,
     },
 }  # fmt: skip
 STANDARD = {**QUICK, "items": 24, "orders": 10, "epochs": 20, "stop": 0.05, "record": [1, 2, 4, 8, 16]}
@@ -283,7 +283,7 @@ runs in all orders at once: the model's copies share its weights and differ by t
     arms=(*CORE, *MORE),
     claims=CLAIMS,
     profiles={
-        "quick": Profile(5, QUICK, core_seconds=330, arms=tuple(a.name for a in CORE), batch=3),
+        "quick": Profile(6, QUICK, core_seconds=330, arms=tuple(a.name for a in CORE), batch=3),
         "standard": Profile(5, STANDARD, core_seconds=3500, batch=3),
         "paper": Profile(
             10,

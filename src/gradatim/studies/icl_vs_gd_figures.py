@@ -91,14 +91,17 @@ def draw_paths(figure: Figure, results: Results) -> None:
     shuffled = list(results.metric("text/icl-shuffled", "to_icl").values())
     if shuffled:
         axis.axhline(float(np.mean(shuffled)), color="0.5", ls="--", lw=1, label="labels shuffled")
+    ticks = (0.05, 0.1, 0.2, 0.5, 1, 2, 5)
     axis.set(
         xscale="log",
         ylim=(0, 1),
         xlabel="order sensitivity / in context's",
         ylabel="overlap of top 10 tokens",
     )
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks], minor=False)
+    axis.set_xticks([], minor=True)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize="small", loc="upper left")
+        axis.legend(fontsize="small", loc="lower left")
 
 
 def table_paths(results: Results) -> Table:
