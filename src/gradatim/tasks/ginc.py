@@ -71,9 +71,7 @@ class GINC:
 
         self.slot_transition: Float[Tensor, "concepts slots slots"] = mixture(slots, concepts)
         mixed, stay = mixture(values, 1)[0], torch.eye(values, dtype=torch.float64)
-        self.value_transition: Float[Tensor, "values values"] = mixing * mixed + (1 - mixing) * torch.eye(
-            values
-        )
+        self.value_transition: Float[Tensor, "values values"] = mixing * mixed + (1 - mixing) * stay
         self.emission: Int[Tensor, "values slots"] = torch.randint(1, symbols, (values, slots), generator=g)
         self.emission[:, 0] = DELIMITER
 
