@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from gradatim.bench import Arm, Outcome, Results, judge
+from gradatim.bench.stacked import StackedTraining
 from gradatim.probes.context_alignment import query_losses
 from gradatim.probes.reference_tuning import (
     expected_loss,
@@ -15,7 +17,14 @@ from gradatim.probes.reference_tuning import (
     optimal_gd_lr,
 )
 from gradatim.studies.icl_gradient_descent import study
-from gradatim.studies.icl_gradient_descent_trials import FOURTH, SECOND, batch, regression, rivals
+from gradatim.studies.icl_gradient_descent_trials import (
+    FOURTH,
+    SECOND,
+    batch,
+    left_plateau,
+    regression,
+    rivals,
+)
 from gradatim.tasks.contexts import context_generator
 
 ARMS = {arm.name: arm for arm in study.arms}
@@ -95,7 +104,9 @@ def test_trained_layers_and_figures(found):
     looped = found.outcomes["layer/looped"]
     assert all(o.metrics["loss"] < o.metrics["untrained"] for o in looped.values())
     assert all(o.first_non_finite() is None for arm in found.outcomes.values() for o in arm.values())
-    verdicts = judge(study, found)
+    assert one["left_plateau"] == 1.0
+    assert found.outcomes["tokens/interleaved"][0].metrics["left_plateau"] == 0.0  # ten steps
+    verdicts = judge(study, all_left(found))
     assert all(v.estimate.n == 2 for v in verdicts)
     assert all(v.control.estimate.n == 2 for v in verdicts)
     for figure in study.figures:
@@ -105,7 +116,39 @@ def test_trained_layers_and_figures(found):
         assert figure.table(found).rows
 
 
+def all_left(results):
+    return Results(
+        {
+            arm: {seed: Outcome({**o.metrics, "left_plateau": 1.0}, o.curves) for seed, o in each.items()}
+            for arm, each in results.outcomes.items()
+        }
+    )
+
+
+def test_a_plateau_is_left_halfway_to_one_step_and_in_time():
+    def run(losses):
+        training = StackedTraining([], np.array(losses)[:, None], "vmap")
+        return left_plateau(training, 0, {"untrained": 0.4, "loss_gd1": 0.2})
+
+    never = run([0.4] * 100 + [0.35] * 300)
+    assert never == {"left_at": 1.0, "left_plateau": 0.0}
+    # The mean of the last 50 falls below 0.3 once more than half of them lie at 0.2.
+    assert run([0.4] * 100 + [0.2] * 300) == {"left_at": 125 / 400, "left_plateau": 1.0}
+    assert run([0.4] * 300 + [0.2] * 100) == {"left_at": 325 / 400, "left_plateau": 0.0}
+
+
+def test_claims_count_the_seeds_that_left(found):
+    left = all_left(found)
+    looped = dict(left.outcomes["layer/looped"])
+    looped[0] = Outcome({**looped[0].metrics, "left_plateau": 0.0}, looped[0].curves)
+    verdicts = {v.claim.id: v for v in judge(study, Results({**left.outcomes, "layer/looped": looped}))}
+    assert verdicts["looped-beats-gd"].estimate.n == 1
+    assert verdicts["one-step-loss"].estimate.n == 2
+
+
 def test_claims_can_fail(found):
+    found = all_left(found)
+
     def with_(arm, **metrics):
         return {
             seed: Outcome({**o.metrics, **{k: v + 1e-4 * seed for k, v in metrics.items()}})

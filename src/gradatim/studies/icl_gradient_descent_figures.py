@@ -25,6 +25,7 @@ NAMES = {
     "pp": "GD++, one (rate, γ)",
     "pp_own": "GD++, its own per step",
 }
+TRAINED = ("layer/one", "layer/skewed", "layer/looped", "layer/untied", "tokens/interleaved")
 COLORS = {"gd1": "C1", "gd": "C1", "gd_own": "C2", "pp": "C0", "pp_own": "C4"}
 KINDS = {
     "x_scale": "inputs scaled by",
@@ -166,12 +167,16 @@ def draw_training(figure: Figure, results: Results) -> None:
 
 
 def table_training(results: Results) -> Table:
-    """Share of training spent waiting, and what the interleaved model ends with."""
+    """Share of training spent waiting, which seeds were late, and what the interleaved model ends with."""
     rows: list[tuple[str | float, ...]] = [
         (arm, "share of training on the plateau", _mean(results.metric(arm, "waited")))
         for arm in ("plateau/one-head", "plateau/wide-head", "plateau/two-heads")
         if arm in results.outcomes
     ]
+    for arm in TRAINED:
+        for seed, left_at in results.metric(arm, "left_at").items():
+            late = "" if results.metric(arm, "left_plateau")[seed] else ", too late: not counted"
+            rows.append((arm, f"seed {seed}: share of training before it left the plateau{late}", left_at))
     if "tokens/interleaved" in results.outcomes:
         for metric in ("loss", "loss_gd1", "loss_gd", "copying"):
             rows.append(("tokens/interleaved", metric, _mean(results.metric("tokens/interleaved", metric))))

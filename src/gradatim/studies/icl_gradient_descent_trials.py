@@ -53,6 +53,7 @@ OOD_GRIDS: dict[str, tuple[float, ...]] = {
 }
 DAMPING = 0.75
 TIMES = 50
+IN_TIME = 0.75  # a plateau left later leaves too little training to judge what it would end with
 BURST = 1e6  # a loss that counts as diverged
 
 
@@ -207,6 +208,7 @@ def _linear(settings: Mapping[str, Any], seed: int, scale: Scale, found: Stacked
     task = regression(n, skewed)
     drawn = _evaluation(task, seed, scale["contexts"])
     metrics = _losses(model, rival, drawn) | _alignments(model, rival, drawn)
+    metrics |= left_plateau(found, i, metrics)
     curves = {"training": _training_curve(found, i)}
     if model.config.tied and model.config.num_heads == 1:
         twin = rival["gd1"] if layers == 1 else rival["pp"]
@@ -236,8 +238,23 @@ def _losses(
     losses = {f"loss_{name}": float(query_losses(r, drawn).mean()) for name, r in rival.items()}
     metrics = {"loss": ours, **losses, "untrained": float(0.5 * drawn.y[:, -1].square().mean())}
     metrics |= {f"excess_{name}": ours / losses[f"loss_{name}"] - 1 for name in rival}
-    metrics["left_plateau"] = float(ours < 0.9 * metrics["untrained"])
     return metrics
+
+
+def left_plateau(found: StackedTraining, i: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    """When training left its plateau, as a share of its steps, and whether in time to end.
+
+    Left is where the smoothed training loss first lies halfway between that of no prediction and that of one
+    step of gradient descent; in time is within the first three quarters. Neither looks at what claims are
+    about: how the model that training ends with compares with one algorithm or another.
+    """
+    window = 50
+    smooth = found.smoothed(window)[:, i]
+    smooth[: window - 1] = math.inf  # means of too few batches
+    halfway = (metrics["untrained"] + metrics["loss_gd1"]) / 2
+    below = (smooth < halfway).nonzero()[0]
+    left_at = (int(below[0]) if len(below) else len(smooth)) / len(smooth)
+    return {"left_at": left_at, "left_plateau": float(left_at <= IN_TIME)}
 
 
 def _alignments(
@@ -330,6 +347,7 @@ def _plain(settings: Mapping[str, Any], seed: int, scale: Scale, found: StackedT
     rival = rivals(settings["n"], model.config.num_layers, False, scale["fit_contexts"])
     drawn = _evaluation(regression(settings["n"]), seed, scale["contexts"])
     metrics = _losses(model, rival, drawn) | _alignments(model, rival, drawn)
+    metrics |= left_plateau(found, i, metrics)
     return Outcome(metrics, {"training": _training_curve(found, i)})
 
 
@@ -356,6 +374,7 @@ def _interleaved(
         ratios.append(_copying(model, drawn, seed))
         losses.append(float(query_losses(model, drawn).mean()))
     metrics = _losses(model, rival, drawn) | _alignments(model, rival, drawn)
+    metrics |= left_plateau(found, i, metrics)
     metrics |= {"copying": ratios[-1], "copying_log": math.log10(ratios[-1])}
     curves = {
         "training": _training_curve(found, i),
