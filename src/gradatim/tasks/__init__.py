@@ -39,6 +39,7 @@ from gradatim.tasks.text_classification import (
     read_text_classification,
     statements,
 )
+from gradatim.tasks.text_stream import TextStream, text_stream
 
 if TYPE_CHECKING:
     from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
@@ -68,6 +69,7 @@ __all__ = [
     "SineTask",
     "TabularTask",
     "TextCorpus",
+    "TextStream",
     "TextTask",
     "bm25_run",
     "context_generator",
@@ -87,6 +89,7 @@ __all__ = [
     "read_text_classification",
     "relu_instance",
     "statements",
+    "text_stream",
     "to_multi_positive",
     "write_beir",
 ]
