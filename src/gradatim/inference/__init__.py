@@ -7,8 +7,10 @@ from gradatim.inference.in_context_text import InContextPredictor, ZeroShotPredi
 from gradatim.inference.order_averaging import OrderAveragedLogits
 from gradatim.inference.order_descent import StackedState, descend_orders
 from gradatim.inference.stacked_descent import StackedDescent
+from gradatim.optim.energy_descent import EnergyTrace, minimize_energy
 
 __all__ = [
+    "EnergyTrace",
     "EpochState",
     "GradientPredictor",
     "InContextPredictor",
@@ -18,6 +20,7 @@ __all__ = [
     "StackedState",
     "ZeroShotPredictor",
     "descend_orders",
+    "minimize_energy",
     "orders",
     "prompted_answers",
     "scope_parameters",
