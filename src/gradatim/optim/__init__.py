@@ -10,6 +10,9 @@ from gradatim.optim.bounds import (
     optimal_base_lr,
     weighted_average_bound,
 )
+from gradatim.optim.delta_descent import DeltaGradientDescent, delta_gradient_step
+from gradatim.optim.delta_momentum import DeltaMomentumSGD
+from gradatim.optim.newton_schulz import newton_schulz
 from gradatim.optim.normalized_sgd import NormalizedSGD
 from gradatim.optim.ranks import assert_same_on_all_ranks, broadcast_factors
 from gradatim.optim.recorder import GradNormRecorder
@@ -27,6 +30,8 @@ __all__ = [
     "BoundMinimum",
     "BoundTerms",
     "DegenerateScheduleWarning",
+    "DeltaGradientDescent",
+    "DeltaMomentumSGD",
     "GradNormCallback",
     "GradNormRecorder",
     "GradNormTrace",
@@ -38,8 +43,10 @@ __all__ = [
     "TraceError",
     "assert_same_on_all_ranks",
     "broadcast_factors",
+    "delta_gradient_step",
     "last_iterate_bound",
     "minimize_bound",
+    "newton_schulz",
     "optimal_base_lr",
     "read_trace",
     "refine_schedule",
