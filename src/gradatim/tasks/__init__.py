@@ -13,6 +13,10 @@ from gradatim.tasks.attention_tokens import (
 )
 from gradatim.tasks.beir import write_beir
 from gradatim.tasks.boolean import BOOLEAN_TASKS, BooleanTask, Prompt
+from gradatim.tasks.concept_grammar import ConceptGrammar
+from gradatim.tasks.concept_parser import parse_concept
+from gradatim.tasks.concept_tasks import ConceptTasks
+from gradatim.tasks.concepts import Concept
 from gradatim.tasks.contexts import ContextStream, ContextTask, ICLBatch, context_generator
 from gradatim.tasks.docstrings import (
     TextCorpus,
@@ -20,6 +24,7 @@ from gradatim.tasks.docstrings import (
     docstring_texts,
     linked_split,
 )
+from gradatim.tasks.few_shot import Tasks, tasks_of_contexts
 from gradatim.tasks.ginc import GINC, GINCPrompts
 from gradatim.tasks.linear_regression import LinearRegressionTask
 from gradatim.tasks.nonlinear_regression import ContextPool, NetworkTask, SineTask
@@ -51,6 +56,9 @@ __all__ = [
     "TABULAR_TASKS",
     "AttentionInstance",
     "BooleanTask",
+    "Concept",
+    "ConceptGrammar",
+    "ConceptTasks",
     "ContextPool",
     "ContextStream",
     "ContextTask",
@@ -68,6 +76,7 @@ __all__ = [
     "Shots",
     "SineTask",
     "TabularTask",
+    "Tasks",
     "TextCorpus",
     "TextStream",
     "TextTask",
@@ -82,6 +91,7 @@ __all__ = [
     "homogeneous",
     "linked_split",
     "orthonormal_instance",
+    "parse_concept",
     "planar_instance",
     "pooled_negatives",
     "random_instance",
@@ -89,6 +99,7 @@ __all__ = [
     "read_text_classification",
     "relu_instance",
     "statements",
+    "tasks_of_contexts",
     "text_stream",
     "to_multi_positive",
     "write_beir",
