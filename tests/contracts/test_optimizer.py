@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from gradatim.optim import NormalizedSGD
+from gradatim.optim import M3, DeepMomentumSGD, DeltaMomentumSGD, MultiFrequency, NormalizedSGD
 
 OPTIMIZERS = {
     "NormalizedSGD": lambda params: NormalizedSGD(params, lr=0.1, weight_decay=0.01),
     "NormalizedSGD-foreach": lambda params: NormalizedSGD(params, lr=0.1, weight_decay=0.01, foreach=True),
     "NormalizedSGD-group": lambda params: NormalizedSGD(params, lr=0.1, per_param=False),
+    "DeltaMomentumSGD": lambda params: DeltaMomentumSGD(params, lr=0.1, weight_decay=0.01),
+    "DeltaMomentumSGD-rms": lambda params: DeltaMomentumSGD(params, lr=0.1, value="rms"),
+    "DeepMomentumSGD": lambda params: DeepMomentumSGD(params, lr=0.1, hidden=4, weight_decay=0.01),
+    "M3-vectors": lambda params: M3(params, lr=0.1, weight_decay=0.01, matrix=False),
+    "MultiFrequency": lambda params: MultiFrequency(
+        lambda groups: torch.optim.AdamW(groups, lr=0.1, weight_decay=0.01), params
+    ),
 }
 
 

@@ -10,8 +10,11 @@ from gradatim.optim.bounds import (
     optimal_base_lr,
     weighted_average_bound,
 )
+from gradatim.optim.deep_momentum import DeepMomentumSGD
 from gradatim.optim.delta_descent import DeltaGradientDescent, delta_gradient_step
 from gradatim.optim.delta_momentum import DeltaMomentumSGD
+from gradatim.optim.m3 import M3, matrix_groups
+from gradatim.optim.multi_frequency import MultiFrequency
 from gradatim.optim.newton_schulz import newton_schulz
 from gradatim.optim.normalized_sgd import NormalizedSGD
 from gradatim.optim.ranks import assert_same_on_all_ranks, broadcast_factors
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
     from gradatim.optim.huggingface import GradNormCallback, refined_lambda_lr
 
 __all__ = [
+    "M3",
     "BoundMinimum",
     "BoundTerms",
+    "DeepMomentumSGD",
     "DegenerateScheduleWarning",
     "DeltaGradientDescent",
     "DeltaMomentumSGD",
@@ -36,6 +41,7 @@ __all__ = [
     "GradNormRecorder",
     "GradNormTrace",
     "LinearDecayLR",
+    "MultiFrequency",
     "NormalizedSGD",
     "RefinedLR",
     "RefinedSchedule",
@@ -45,6 +51,7 @@ __all__ = [
     "broadcast_factors",
     "delta_gradient_step",
     "last_iterate_bound",
+    "matrix_groups",
     "minimize_bound",
     "newton_schulz",
     "optimal_base_lr",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def check_at_least(name: str, value: Any, lowest: float = 0.0) -> None:
+def check_at_least(name: str, value: Any, lowest: float | int = 0) -> None:
     """Raise ValueError unless `value` >= `lowest` (NaN is refused too)."""
     if not value >= lowest:
         raise ValueError(f"{name} must be at least {lowest:g}, got {value}")
