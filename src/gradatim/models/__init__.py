@@ -25,6 +25,11 @@ from gradatim.models.causal_lm import (
 )
 from gradatim.models.context_programs import ContextProgram, Program, ridge_program, sgd_program
 from gradatim.models.decoder import Decoder, KeyValueCache
+from gradatim.models.denoisers import DiffusionDenoiser, FeedForwardDenoiser
+from gradatim.models.diffusion_transformer import DiffusionTransformer
+from gradatim.models.energy_denoiser import EnergyDenoiser
+from gradatim.models.energy_recipe import EnergyRecipe, ExtrapolatedStepsWarning
+from gradatim.models.energy_regressor import EnergyRegressor
 from gradatim.models.in_context_classifier import InContextClassifier
 from gradatim.models.linear_self_attention import LinearSelfAttention
 from gradatim.models.single_query_attention import SingleQueryAttention
@@ -66,7 +71,14 @@ __all__ = [
     "ContextProgram",
     "CrossEntropy",
     "Decoder",
+    "DiffusionDenoiser",
+    "DiffusionTransformer",
     "EncoderUnavailableError",
+    "EnergyDenoiser",
+    "EnergyRecipe",
+    "EnergyRegressor",
+    "ExtrapolatedStepsWarning",
+    "FeedForwardDenoiser",
     "InContextClassifier",
     "InContextConfig",
     "InContextDSS",

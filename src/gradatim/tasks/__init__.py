@@ -26,6 +26,7 @@ from gradatim.tasks.docstrings import (
 )
 from gradatim.tasks.few_shot import Tasks, tasks_of_contexts
 from gradatim.tasks.ginc import GINC, GINCPrompts
+from gradatim.tasks.image_denoising import DigitImages, NoiseSchedule, digit_images, psnr
 from gradatim.tasks.linear_regression import LinearRegressionTask
 from gradatim.tasks.nonlinear_regression import ContextPool, NetworkTask, SineTask
 from gradatim.tasks.retrieval import (
@@ -62,11 +63,13 @@ __all__ = [
     "ContextPool",
     "ContextStream",
     "ContextTask",
+    "DigitImages",
     "GINCPrompts",
     "GradedRetrievalEvaluator",
     "ICLBatch",
     "LinearRegressionTask",
     "NetworkTask",
+    "NoiseSchedule",
     "Prompt",
     "PromptTemplate",
     "ResampleCallback",
@@ -83,6 +86,7 @@ __all__ = [
     "bm25_run",
     "context_generator",
     "dense_run",
+    "digit_images",
     "docstring_retrieval",
     "docstring_texts",
     "draw_rows",
@@ -94,6 +98,7 @@ __all__ = [
     "parse_concept",
     "planar_instance",
     "pooled_negatives",
+    "psnr",
     "random_instance",
     "random_instances",
     "read_text_classification",
