@@ -13,6 +13,7 @@ from gradatim.models.attention_descent import (
     attention_gradient,
     train_attention,
 )
+from gradatim.models.auto_registration import register_auto_classes, register_when_needed
 from gradatim.models.boosted_head import BoostedHead
 from gradatim.models.boosted_network import BoostedMLPClassifier, BoostedMLPRegressor
 from gradatim.models.boosted_objectives import BoostingObjective, CrossEntropy, LogExponential, SquaredError
@@ -24,6 +25,8 @@ from gradatim.models.causal_lm import (
     untrained_twin,
 )
 from gradatim.models.context_programs import ContextProgram, Program, ridge_program, sgd_program
+from gradatim.models.continuum_memory import ContinuumMemory
+from gradatim.models.continuum_wrapper import wrap_mlps
 from gradatim.models.decoder import Decoder, KeyValueCache
 from gradatim.models.denoisers import DiffusionDenoiser, FeedForwardDenoiser
 from gradatim.models.diffusion_transformer import DiffusionTransformer
@@ -31,7 +34,10 @@ from gradatim.models.energy_denoiser import EnergyDenoiser
 from gradatim.models.energy_recipe import EnergyRecipe, ExtrapolatedStepsWarning
 from gradatim.models.energy_regressor import EnergyRegressor
 from gradatim.models.in_context_classifier import InContextClassifier
+from gradatim.models.level_clocks import ContinuumState, LevelClocks
+from gradatim.models.level_writer import LevelWriter
 from gradatim.models.linear_self_attention import LinearSelfAttention
+from gradatim.models.replay_buffer import ReplayBuffer
 from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.models.text_encoder import (
     EncoderUnavailableError,
@@ -43,12 +49,17 @@ from gradatim.models.text_encoder import (
 
 if TYPE_CHECKING:
     from gradatim.models.attention_free import InContextDSS, InContextHyena, InContextRetNet
+    from gradatim.models.energy_config import EnergyTransformerConfig
+    from gradatim.models.energy_transformer import EnergyCausalLMOutput, EnergyTransformerForCausalLM
     from gradatim.models.in_context import InContextConfig, InContextModel, InContextTransformer
     from gradatim.models.in_context_recurrent import InContextGRU, InContextLSTM
     from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
 
 # What builds on Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
 _LAZY = {
+    "EnergyCausalLMOutput": "energy_transformer",
+    "EnergyTransformerConfig": "energy_config",
+    "EnergyTransformerForCausalLM": "energy_transformer",
     "InContextConfig": "in_context",
     "InContextDSS": "attention_free",
     "InContextGRU": "in_context_recurrent",
@@ -69,14 +80,19 @@ __all__ = [
     "BoostingObjective",
     "CausalLMUnavailableError",
     "ContextProgram",
+    "ContinuumMemory",
+    "ContinuumState",
     "CrossEntropy",
     "Decoder",
     "DiffusionDenoiser",
     "DiffusionTransformer",
     "EncoderUnavailableError",
+    "EnergyCausalLMOutput",
     "EnergyDenoiser",
     "EnergyRecipe",
     "EnergyRegressor",
+    "EnergyTransformerConfig",
+    "EnergyTransformerForCausalLM",
     "ExtrapolatedStepsWarning",
     "FeedForwardDenoiser",
     "InContextClassifier",
@@ -90,6 +106,8 @@ __all__ = [
     "InContextTransformer",
     "KeyValueCache",
     "LSAConfig",
+    "LevelClocks",
+    "LevelWriter",
     "LinearAttentionRegressor",
     "LinearHead",
     "LinearSelfAttention",
@@ -97,6 +115,7 @@ __all__ = [
     "Program",
     "QuadraticHead",
     "ReLUHead",
+    "ReplayBuffer",
     "SingleQueryAttention",
     "SquaredError",
     "attention_gradient",
@@ -107,10 +126,12 @@ __all__ = [
     "encoder_digest",
     "load_causal_lm",
     "load_text_encoder",
+    "register_auto_classes",
     "ridge_program",
     "sgd_program",
     "train_attention",
     "untrained_twin",
+    "wrap_mlps",
 ]
 
 
@@ -124,3 +145,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_when_needed()
