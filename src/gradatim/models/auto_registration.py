@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -69,9 +69,7 @@ class _Waiting(MetaPathFinder):
     def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
         self.waiting = waiting
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in self.waiting:
             return None
         register = self.waiting.pop(fullname)  # popped first: the search below comes past here again
