@@ -30,6 +30,7 @@ from gradatim.tasks.contexts import context_generator
 ARMS = {arm.name: arm for arm in study.arms}
 SCALE = {
     "contexts": 1000,
+    "alignment_contexts": 1000,
     "fit_contexts": 500,
     "shift_contexts": 200,
     "recipes": {

@@ -378,6 +378,7 @@ from eigenvalues alone, without any attention, and are what the trained layers s
             6,
             {
                 "contexts": 10_000,
+                "alignment_contexts": 2000,
                 "fit_contexts": 4000,
                 "shift_contexts": 2000,
                 "recipes": {
@@ -398,6 +399,7 @@ from eigenvalues alone, without any attention, and are what the trained layers s
             8,
             {
                 "contexts": 10_000,
+                "alignment_contexts": 5000,
                 "fit_contexts": 10_000,
                 "shift_contexts": 10_000,
                 "recipes": {
@@ -420,6 +422,7 @@ from eigenvalues alone, without any attention, and are what the trained layers s
             10,
             {
                 "contexts": 10_000,
+                "alignment_contexts": 10_000,
                 "fit_contexts": 20_000,
                 "shift_contexts": 10_000,
                 "device": "auto",

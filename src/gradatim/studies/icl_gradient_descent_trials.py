@@ -138,6 +138,12 @@ def _evaluation(task: Any, seed: int, contexts: int) -> ICLBatch:
     return drawn
 
 
+def _few(drawn: ICLBatch, scale: Scale) -> ICLBatch:
+    """The first contexts alone, for what needs a gradient per context or is taken at every snapshot."""
+    few: int = scale["alignment_contexts"]
+    return ICLBatch(drawn.x[:few], drawn.y[:few])
+
+
 # -- rivals ----------------------------------------------------------------------------------------------
 
 
@@ -207,7 +213,7 @@ def _linear(settings: Mapping[str, Any], seed: int, scale: Scale, found: Stacked
     rival = rivals(n, layers, skewed, scale["fit_contexts"])
     task = regression(n, skewed)
     drawn = _evaluation(task, seed, scale["contexts"])
-    metrics = _losses(model, rival, drawn) | _alignments(model, rival, drawn)
+    metrics = _losses(model, rival, drawn) | _alignments(model, rival, _few(drawn, scale))
     metrics |= left_plateau(found, i, metrics)
     curves = {"training": _training_curve(found, i)}
     if model.config.tied and model.config.num_heads == 1:
@@ -346,7 +352,7 @@ def _plain(settings: Mapping[str, Any], seed: int, scale: Scale, found: StackedT
     model = cast(LinearAttentionRegressor, in_float64(found.models[i].cpu()))
     rival = rivals(settings["n"], model.config.num_layers, False, scale["fit_contexts"])
     drawn = _evaluation(regression(settings["n"]), seed, scale["contexts"])
-    metrics = _losses(model, rival, drawn) | _alignments(model, rival, drawn)
+    metrics = _losses(model, rival, drawn) | _alignments(model, rival, _few(drawn, scale))
     metrics |= left_plateau(found, i, metrics)
     return Outcome(metrics, {"training": _training_curve(found, i)})
 
@@ -372,8 +378,8 @@ def _interleaved(
         model = cast(LinearAttentionRegressor, in_float64(models[i].cpu()))
         steps.append(step)
         ratios.append(_copying(model, drawn, seed))
-        losses.append(float(query_losses(model, drawn).mean()))
-    metrics = _losses(model, rival, drawn) | _alignments(model, rival, drawn)
+        losses.append(float(query_losses(model, _few(drawn, scale)).mean()))
+    metrics = _losses(model, rival, drawn) | _alignments(model, rival, _few(drawn, scale))
     metrics |= left_plateau(found, i, metrics)
     metrics |= {"copying": ratios[-1], "copying_log": math.log10(ratios[-1])}
     curves = {

@@ -248,7 +248,7 @@ QUICK = {
     "model": "smollm2",
     "data": "",
     "shots": 4,
-    "items": 10,
+    "items": 8,
     "orders": 6,
     "k": 10,
     "epochs": 8,
@@ -256,7 +256,7 @@ QUICK = {
     "record": [1, 3],
     "boolean": {
         "d": 8, "n": 24, "batch": 32, "steps": 600, "lr": 3e-3, "layers": 2, "heads": 4, "width": 64,
-        "shots": 12, "functions": 8, "orders": 6, "epochs": 10, "sgd_lr": 0.01,
+        "shots": 12, "functions": 5, "orders": 6, "epochs": 10, "sgd_lr": 0.01,
     },
 }  # fmt: skip
 STANDARD = {**QUICK, "items": 24, "orders": 10, "epochs": 20, "stop": 0.05, "record": [1, 2, 4, 8, 16]}
@@ -283,7 +283,7 @@ runs in all orders at once: the model's copies share its weights and differ by t
     arms=(*CORE, *MORE),
     claims=CLAIMS,
     profiles={
-        "quick": Profile(6, QUICK, core_seconds=330, arms=tuple(a.name for a in CORE), batch=3),
+        "quick": Profile(4, QUICK, core_seconds=330, arms=tuple(a.name for a in CORE), batch=2),
         "standard": Profile(5, STANDARD, core_seconds=3500, batch=3),
         "paper": Profile(
             10,
