@@ -1,0 +1,173 @@
+"""The keys, values and rates that a self-modifying memory writes for itself, over a block of tokens at once.
+
+What token t writes is read from the memory as the tokens before it left it:
+
+    u_t = Phi_(t-1) x_t,   k_t = unit(M_k u_t),  v_t = unit(M_v u_t),
+    eta_t = sigmoid(M_eta u_t + b_eta),          a_t = sigmoid(M_alpha u_t + b_alpha),
+
+and Phi_(t-1) is made of the writes before t. That is a nonlinear recurrence z_t = F_t(z_1 .. z_(t-1)) for
+z = (k, v, eta, log a): no closed form, but strictly causal. So F is applied to all tokens of a block at
+once, again and again. Sweep n leaves the first n tokens exactly as the token loop has them: C sweeps always
+suffice, and far fewer do where tokens disturb each other little. The sweeps end when nothing changes any
+more, to rounding.
+
+The backward pass needs lambda = g + (dF/dz)^T lambda; the same nilpotency makes its sweeps end as well. It
+recomputes F from the block's inputs: memory does not grow with the number of sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradatim.models.memory_scan import MatrixState, block_kernel, read, solve_writes
+
+
+class Written(NamedTuple):
+    """k, v [..., C, d]; eta and log a [..., C]."""
+
+    keys: Tensor
+    values: Tensor
+    eta: Tensor
+    log_decay: Tensor
+
+
+@dataclass(frozen=True)
+class SelfRule:
+    """How a memory writes to itself: the switches of `SelfModifyingMemory`."""
+
+    decay: bool = True
+    normalize_value: bool = True
+    delta_gradient: bool = True
+    momentum: float = 0.0
+
+    @property
+    def two(self) -> bool:
+        """Whether the gradient gathers in a velocity of its own."""
+        return self.momentum != 0.0
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x|, with a norm no smaller than 1e-6."""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
+
+
+def written(addressed: Tensor, initial: Tensor, bias: Tensor, rule: SelfRule, mask: Tensor | None) -> Written:
+    """k, v, eta and log a from u = Phi x [batch, heads, C, d].
+
+    initial [heads, 2d + 2, d] holds M_k, M_v, M_eta and M_alpha; bias [heads, 2] those of eta and alpha.
+    Where `mask` [batch, 1, C] is False, eta and log a are 0: the token leaves the memory as it is.
+    """
+    return from_outputs(torch.einsum("bhtd,hmd->bhtm", addressed, initial), bias, rule, mask)
+
+
+def from_outputs(made: Tensor, bias: Tensor, rule: SelfRule, mask: Tensor | None) -> Written:
+    """k, v, eta and log a from what the four memories put out, [batch, heads, C, 2d + 2]."""
+    d = made.shape[-1] // 2 - 1
+    keys, values, rates = made[..., :d], made[..., d : 2 * d], made[..., 2 * d :] + bias[:, None]
+    eta = torch.sigmoid(rates[..., 0])
+    log_decay = F.logsigmoid(rates[..., 1]) if rule.decay else torch.zeros_like(eta)
+    if mask is not None:
+        eta, log_decay = eta * mask, log_decay * mask
+    return Written(unit(keys), unit(values) if rule.normalize_value else values, eta, log_decay)
+
+
+def left_vectors(z: Written, rule: SelfRule) -> Tensor:
+    """p [..., C, n, d] of the exact rule, whose gradient is taken at the state just before the token.
+
+    S (a I - eta k k^T) - eta S (k - v) k^T: p = 2k - v with delta gradient descent, k - v without; with
+    momentum the decay's part k (or nothing) and the gradient's part k - v are written separately.
+    """
+    gradient = z.keys - z.values
+    if rule.two:
+        forget = z.keys if rule.delta_gradient else torch.zeros_like(z.keys)
+        return torch.stack([forget, gradient], dim=-2)
+    return (z.keys + gradient if rule.delta_gradient else gradient).unsqueeze(-2)
+
+
+def self_written(
+    state: MatrixState,
+    x: Tensor,
+    initial: Tensor,
+    bias: Tensor,
+    rule: SelfRule,
+    mask: Tensor | None = None,
+) -> Written:
+    """What the tokens x [batch, heads, C, d] of a block write, exactly as one after the other would."""
+    if x.shape[-2] == 1:
+        return written(x @ state.value.transpose(-2, -1), initial, bias, rule, mask)
+    velocity = state.velocity if state.velocity is not None else torch.zeros_like(state.value)
+    return Written(*_SelfWritten.apply(rule, mask, state.value, velocity, x, initial, bias))
+
+
+class _SelfWritten(torch.autograd.Function):
+    """z with z = F(z): sweeps forward, sweeps backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rule: SelfRule, mask: Tensor | None, value: Tensor, velocity: Tensor, x: Tensor,
+        initial: Tensor, bias: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        sweep = _sweep(rule, mask, value, velocity, x, initial, bias)
+        first = written(x @ value.transpose(-2, -1), initial, bias, rule, mask)
+        z, _ = settle(sweep, first, x.shape[-2])
+        ctx.rule, ctx.mask = rule, mask
+        ctx.save_for_backward(value, velocity, x, initial, bias, *z)
+        return z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, keys, values, eta, log_decay = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            given = [t.detach().requires_grad_(need) for t, need in zip(inputs, needed, strict=True)]
+            z = Written(*(t.detach().requires_grad_() for t in (keys, values, eta, log_decay)))
+            again = _sweep(ctx.rule, ctx.mask, *given)(z)
+
+            def pull(weights: Written) -> Written:
+                found = torch.autograd.grad(again, z, weights, retain_graph=True, allow_unused=True)
+                return Written(*(g if d is None else g + d for g, d in zip(gradients, found, strict=True)))
+
+            total, _ = settle(pull, Written(*gradients), x_len(keys))
+            wanted = [t for t in given if t.requires_grad]
+            found = iter(torch.autograd.grad(again, wanted, total, allow_unused=True))
+        return (None, None, *(next(found) if need else None for need in needed))
+
+
+def x_len(keys: Tensor) -> int:
+    """Tokens of a block."""
+    return int(keys.shape[-2])
+
+
+def _sweep(
+    rule: SelfRule, mask: Tensor | None, value: Tensor, velocity: Tensor, x: Tensor, initial: Tensor,
+    bias: Tensor,
+) -> Callable[[Written], Written]:  # fmt: skip
+    state = MatrixState(value, velocity if rule.two else None)
+
+    def sweep(z: Written) -> Written:
+        kernel = block_kernel(z.log_decay, rule.momentum, mask, two=rule.two)
+        writes = solve_writes(state, kernel, z.keys, left_vectors(z, rule), None, z.eta)
+        return written(read(state, kernel, z.keys, writes, x), initial, bias, rule, mask)
+
+    return sweep
+
+
+def settle(sweep: Callable[[Written], Written], z: Written, size: int) -> tuple[Written, int]:
+    """Sweep until nothing changes by more than rounding, `size` times at most; also says how often."""
+    tolerance = 8 * torch.finfo(z.keys.dtype).eps
+    for n in range(1, size + 1):
+        new = sweep(z)
+        change = torch.stack([(a - b).abs().amax() for a, b in zip(new, z, strict=True)])
+        largest = torch.stack([a.abs().amax() for a in new])
+        z = new
+        # NaN compares false: a state that is lost is swept to the end, and found by its owner.
+        if bool((change <= tolerance * largest.clamp(min=1e-3)).all()):
+            return z, n
+    return z, size
