@@ -327,7 +327,7 @@ class ContinuumMemory(nn.Module):
                 "update_rule": f"gradient step, {self.clocks.reduction} over the chunk"
                 + (", start meta-learned" if self.kind == "nested" and i + 1 < len(self.levels) else ""),
                 "frequency": 1 / period,
-                "numbers": sum(p.numel() for p in level.parameters()),
+                "parameters": list(level.parameters()),
             }
             for i, (level, period) in enumerate(zip(self.levels, self.clocks.periods, strict=True))
         ]

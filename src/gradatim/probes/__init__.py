@@ -51,6 +51,7 @@ from gradatim.probes.identify import identify
 from gradatim.probes.induced_weights import InducedWeights, ilwd, induced_weights, linearity_r2
 from gradatim.probes.krylov_algorithms import BFGS, LBFGS, ConjugateGradient
 from gradatim.probes.layer_readout import LayerReadout
+from gradatim.probes.nested_levels import NestedLevel, NestedLevels, nested_levels
 from gradatim.probes.order_sensitivity import OrderSensitivity, RunningSpread, order_sensitivity
 from gradatim.probes.position_probe import (
     PositionAttentionProbe,
@@ -172,6 +173,8 @@ __all__ = [
     "LeastSquaresRegressor",
     "Match",
     "NearestNeighbours",
+    "NestedLevel",
+    "NestedLevels",
     "NewtonSchulzRegressor",
     "Null",
     "OODCurve",
@@ -221,6 +224,7 @@ __all__ = [
     "locally_optimal",
     "matching_trend",
     "mspd",
+    "nested_levels",
     "ood_curve",
     "optimal_gd_lr",
     "order_sensitivity",
