@@ -1,8 +1,8 @@
 """Any model and its optimizer as nested learning problems: the lens of "Nested Learning" as a tool.
 
 "Nested Learning" (2025, arXiv 2512.24695) reads a network in training as a set of memories. Each compresses a
-flow of context of its own (tokens, gradients ...), by an objective, with an update rule, at a frequency; those
-that are updated more often live inside those that are updated less often. Attention is a memory that takes
+flow of context of its own (tokens, gradients ...), by an objective, with an update rule, at a frequency;
+those that are updated more often live inside those that are updated less often. Attention is a memory that takes
 every token up as it is (frequency without bound), weights are a memory that training writes once per step,
 momentum a memory of gradients, frozen weights have frequency 0.
 
@@ -74,21 +74,23 @@ class NestedLevels:
         axis = figure.subplots()
         if not self.levels:
             return
-        place = _places([s.frequency for s in self.levels])
-        left = min(place.values()) - 0.6
-        slowest_first = self.levels[::-1]
-        groups = sorted({s.frequency for s in self.levels})
-        for row, level in enumerate(slowest_first):
-            color = f"C{groups.index(level.frequency) % 8}"
+        groups = sorted({level.frequency for level in self.levels})
+        for row, level in enumerate(self.levels[::-1]):
+            place = groups.index(level.frequency)
             # A slower level spans all that is faster than it: those run between two of its updates.
-            axis.barh(row, max(place.values()) + 0.6 - place[level.frequency], left=place[level.frequency],
-                      height=0.62, color=color, alpha=0.35)  # fmt: skip
-            axis.plot([place[level.frequency]], [row], "o", color=color, ms=7)
-            axis.annotate(f"  {level.name}: {level.update_rule}", (place[level.frequency], row), va="center",
-                          fontsize="small")  # fmt: skip
+            axis.barh(row, len(groups) - place, left=place, height=0.62, color=f"C{place % 8}", alpha=0.35)
+            axis.plot([place], [row], "o", color=f"C{place % 8}", ms=7)
+            early = place < len(groups) / 2
+            axis.annotate(
+                f"  {level.name}: {level.update_rule}  ",
+                (place, row),
+                ha="left" if early else "right",
+                va="center",
+                fontsize="small",
+            )
         axis.set_yticks([])
-        axis.set_xticks(list(place.values()), [show_frequency(f) for f in place])
-        axis.set(xlabel="updates per token", xlim=(left, max(place.values()) + 1.6))
+        axis.set_xticks(range(len(groups)), [show_frequency(f) for f in groups])
+        axis.set(xlabel="updates per token", xlim=(-0.4, len(groups)))
 
 
 def nested_levels(
@@ -185,10 +187,9 @@ def _from_module(module: nn.Module, step: float) -> list[NestedLevel]:
         kind = type(module).__name__.removesuffix("Cell")
         copies = 2 if kind == "LSTM" else 1
         layers = getattr(module, "num_layers", 1) * (2 if getattr(module, "bidirectional", False) else 1)
-        return [
-            NestedLevel(f"{kind} state", "tokens", "set by training the gates", "learned gated recurrence", 1.0,
-                        copies * layers * module.hidden_size)
-        ]  # fmt: skip
+        size = copies * layers * module.hidden_size
+        objective, rule = "set by training the gates", "learned gated recurrence"
+        return [NestedLevel(f"{kind} state", "tokens", objective, rule, 1.0, size)]
     if getattr(module, "running_mean", None) is not None:
         size = sum(b.numel() for b in module.buffers() if b.is_floating_point())
         rule = "moving mean"
@@ -295,12 +296,3 @@ def _merged(levels: Iterable[NestedLevel]) -> list[NestedLevel]:
         )
         for same in counted.values()
     ]
-
-
-def _places(frequencies: Iterable[float]) -> dict[float, float]:
-    """Positions on a logarithmic axis with 0 and infinity one decade outside."""
-    all_of_them = sorted(set(frequencies))
-    inner = [f for f in all_of_them if 0 < f < math.inf]
-    logs = {f: math.log10(f) for f in inner}
-    low, high = (min(logs.values()), max(logs.values())) if logs else (0.0, 0.0)
-    return {f: logs.get(f, low - 1 if f == 0 else high + 1) for f in all_of_them}
