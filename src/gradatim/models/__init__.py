@@ -33,10 +33,13 @@ from gradatim.models.diffusion_transformer import DiffusionTransformer
 from gradatim.models.energy_denoiser import EnergyDenoiser
 from gradatim.models.energy_recipe import EnergyRecipe, ExtrapolatedStepsWarning
 from gradatim.models.energy_regressor import EnergyRegressor
+from gradatim.models.few_shot_classifier import FewShotClassifier
 from gradatim.models.in_context_classifier import InContextClassifier
 from gradatim.models.level_clocks import ContinuumState, LevelClocks
 from gradatim.models.level_writer import LevelWriter
 from gradatim.models.linear_self_attention import LinearSelfAttention
+from gradatim.models.meta_sgd import MetaSGD, anil, fomaml, maml
+from gradatim.models.meta_training import MetaTraining
 from gradatim.models.replay_buffer import ReplayBuffer
 from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.models.text_encoder import (
@@ -95,6 +98,7 @@ __all__ = [
     "EnergyTransformerForCausalLM",
     "ExtrapolatedStepsWarning",
     "FeedForwardDenoiser",
+    "FewShotClassifier",
     "InContextClassifier",
     "InContextConfig",
     "InContextDSS",
@@ -112,20 +116,25 @@ __all__ = [
     "LinearHead",
     "LinearSelfAttention",
     "LogExponential",
+    "MetaSGD",
+    "MetaTraining",
     "Program",
     "QuadraticHead",
     "ReLUHead",
     "ReplayBuffer",
     "SingleQueryAttention",
     "SquaredError",
+    "anil",
     "attention_gradient",
     "causal_lm_digest",
     "check_causal_lm",
     "check_text_encoder",
     "encode_texts",
     "encoder_digest",
+    "fomaml",
     "load_causal_lm",
     "load_text_encoder",
+    "maml",
     "register_auto_classes",
     "ridge_program",
     "sgd_program",
