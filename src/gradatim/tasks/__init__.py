@@ -25,6 +25,7 @@ from gradatim.tasks.docstrings import (
     linked_split,
 )
 from gradatim.tasks.few_shot import Tasks, tasks_of_contexts
+from gradatim.tasks.formal_languages import FORMAL_LANGUAGES, FormalLanguage, LabelledStrings
 from gradatim.tasks.ginc import GINC, GINCPrompts
 from gradatim.tasks.image_denoising import DigitImages, NoiseSchedule, digit_images, psnr
 from gradatim.tasks.linear_regression import LinearRegressionTask
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOOLEAN_TASKS",
+    "FORMAL_LANGUAGES",
     "GINC",
     "TABULAR_TASKS",
     "AttentionInstance",
@@ -64,9 +66,11 @@ __all__ = [
     "ContextStream",
     "ContextTask",
     "DigitImages",
+    "FormalLanguage",
     "GINCPrompts",
     "GradedRetrievalEvaluator",
     "ICLBatch",
+    "LabelledStrings",
     "LinearRegressionTask",
     "NetworkTask",
     "NoiseSchedule",
