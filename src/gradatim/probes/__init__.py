@@ -29,6 +29,7 @@ from gradatim.probes.boolean_references import (
     Null,
     SignAveraging,
 )
+from gradatim.probes.compute import count_flops
 from gradatim.probes.context_alignment import Alignment, OODCurve, alignment, ood_curve, sensitivity
 from gradatim.probes.context_measures import (
     forgetting,
@@ -208,6 +209,7 @@ __all__ = [
     "compare_distributions",
     "context_moment",
     "convergence_rates",
+    "count_flops",
     "directional_alignment",
     "effective_rank",
     "expected_loss",
