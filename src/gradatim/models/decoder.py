@@ -180,9 +180,10 @@ class Decoder(nn.Module):
         """
         past = cache.get_seq_length() if cache is not None else 0
         time = h.shape[1]
-        if self.positions == "learned" and past + time > self.max_positions:
+        last = past + time if position_ids is None else int(position_ids.max()) + 1
+        if self.positions == "learned" and last > self.max_positions:
             raise ValueError(
-                f"{past + time} positions, but the learned table has {self.max_positions}: "
+                f"{last} positions, but the learned table has {self.max_positions}: "
                 "raise max_positions, or choose rotary, sinusoidal or no positions"
             )
         if position_ids is None:

@@ -36,7 +36,7 @@ def boolean_families(task: Any) -> list[Family]:
     ]
     name = getattr(task, "name", "")
     if task.d <= LARGEST_ENUMERATION:
-        settings = {"noise": task.noise, "prior": task.prior, "k": task.k, "planted": task.planted}
+        settings = {"noise": task.noise, "prior": task.prior, "k": task.k, "planted": task.planted_share}
         for inputs in (False, True):
             try:
                 bayes = TernaryBayes(name, inputs=inputs, **settings)

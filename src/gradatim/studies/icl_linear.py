@@ -36,9 +36,13 @@ from gradatim.studies.icl_linear_figures import (
 from gradatim.studies.icl_linear_trials import batch
 
 
+# The penalty that a learner follows still falls late in training; what depth does shows sooner.
+LONG = 1.4
+
+
 def _noise(sigma: float, tau: float = 1.0, **more: object) -> Arm:
     shown = f"sigma {sigma:g}" + (f", tau {tau:g}" if tau != 1 else "")
-    return Arm(f"noise/{sigma:g}-{tau:g}", {"sigma": sigma, "tau": tau, **more}, shown)
+    return Arm(f"noise/{sigma:g}-{tau:g}", {"sigma": sigma, "tau": tau, "share": LONG, **more}, shown)
 
 
 CLEAN = _noise(0.0, probe=True, linearity=True, also_on=0.5)
@@ -59,7 +63,7 @@ MORE = (
     _noise(0.5, 0.75),
     Arm("depth/2", {"layers": 2}, "2 layers"),
     Arm("depth/4", {"layers": 4}, "4 layers"),
-    Arm("interleaved", {"tokens": "interleaved"}, "x and y in tokens apart", "control"),
+    Arm("interleaved", {"tokens": "interleaved", "share": LONG}, "x and y in tokens apart", "control"),
 )
 
 # A factor of 1.5 either way, on a scale of doublings.
