@@ -104,7 +104,7 @@ class MetaSGD(nn.Module):
             for n, r in zip(self.inner_names, rates, strict=True)
         )
         # In a tuple: a copy for its structure alone, whose weights are nobody's parameters.
-        self._forward = (TaskForward(module, engine, norm_stats),)  # type: ignore[arg-type]
+        self._forward = (TaskForward(module, engine, norm_stats),)
 
     @property
     def engine(self) -> str:

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-Engine = Literal["auto", "stacked", "vmap", "loop"]
-NormStats = Literal["batch", "support", "frozen"]
 Weights = Mapping[str, Tensor]
 
 _ELEMENTWISE = (
@@ -79,7 +77,7 @@ class TaskForward:
     engine, or for "stacked" with a module that has no such plan.
     """
 
-    def __init__(self, module: nn.Module, engine: Engine = "auto", norm_stats: NormStats = "batch") -> None:
+    def __init__(self, module: nn.Module, engine: str = "auto", norm_stats: str = "batch") -> None:
         if engine not in ("auto", "stacked", "vmap", "loop"):
             raise ValueError(f'engine must be "auto", "stacked", "vmap" or "loop", got {engine!r}')
         if norm_stats not in ("batch", "support", "frozen"):
@@ -96,7 +94,7 @@ class TaskForward:
                 f'LayerNorm; {type(module).__name__} is something else: use engine="vmap"'
             )
         self.plan = plan
-        self.engine: Engine = "stacked" if plan is not None else "vmap" if engine == "auto" else engine
+        self.engine = "stacked" if plan is not None else "vmap" if engine == "auto" else engine
 
     def __getstate__(self) -> dict[str, Any]:
         # The plan holds on to this object's own norms: a copy makes its own.

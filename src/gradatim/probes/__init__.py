@@ -39,6 +39,7 @@ from gradatim.probes.context_measures import (
     span_residual,
     spd,
 )
+from gradatim.probes.curvature import Curvature, curvature
 from gradatim.probes.distribution_overlap import (
     Comparison,
     compare,
@@ -52,6 +53,14 @@ from gradatim.probes.identify import identify
 from gradatim.probes.induced_weights import InducedWeights, ilwd, induced_weights, linearity_r2
 from gradatim.probes.krylov_algorithms import BFGS, LBFGS, ConjugateGradient
 from gradatim.probes.layer_readout import LayerReadout
+from gradatim.probes.loss_landscape import (
+    LandscapeSlice,
+    PathShape,
+    filter_normalized,
+    landscape_slice,
+    path_shape,
+    random_slices,
+)
 from gradatim.probes.nested_levels import NestedLevel, NestedLevels, nested_levels
 from gradatim.probes.order_sensitivity import OrderSensitivity, RunningSpread, order_sensitivity
 from gradatim.probes.position_probe import (
@@ -96,6 +105,12 @@ from gradatim.probes.reference_tuning import (
     fit_gradient_descent,
     optimal_gd_lr,
     tune,
+)
+from gradatim.probes.representation_similarity import (
+    RepresentationSimilarity,
+    linear_cka,
+    representation_similarity,
+    rsa,
 )
 from gradatim.probes.sequential_algorithms import (
     KernelGradientDescent,
@@ -143,6 +158,7 @@ __all__ = [
     "ConjugateGradient",
     "ConjugateGradientRegressor",
     "ContextSpectra",
+    "Curvature",
     "Elimination",
     "EliminationClassifier",
     "FeedForwardGD",
@@ -167,6 +183,7 @@ __all__ = [
     "KernelGradientDescent",
     "KernelGradientDescentRegressor",
     "LBFGSRegressor",
+    "LandscapeSlice",
     "LayerMatch",
     "LayerReadout",
     "LearnedRates",
@@ -182,12 +199,14 @@ __all__ = [
     "OnlineGradientDescent",
     "OnlineGradientDescentRegressor",
     "OrderSensitivity",
+    "PathShape",
     "PositionAttentionProbe",
     "PositionProbes",
     "PreconditionedGradientDescent",
     "PreconditionedGradientDescentRegressor",
     "Predictor",
     "PromptScores",
+    "RepresentationSimilarity",
     "Ridge",
     "RidgeReferenceRegressor",
     "RunningSpread",
@@ -210,9 +229,11 @@ __all__ = [
     "context_moment",
     "convergence_rates",
     "count_flops",
+    "curvature",
     "directional_alignment",
     "effective_rank",
     "expected_loss",
+    "filter_normalized",
     "fit_gd_plus_plus",
     "fit_gradient_descent",
     "fit_position_probes",
@@ -221,7 +242,9 @@ __all__ = [
     "ilwd",
     "induced_weights",
     "interpolate",
+    "landscape_slice",
     "learned_rates",
+    "linear_cka",
     "linearity_r2",
     "locally_optimal",
     "matching_trend",
@@ -231,8 +254,12 @@ __all__ = [
     "optimal_gd_lr",
     "order_sensitivity",
     "overlap_cosine",
+    "path_shape",
+    "random_slices",
     "repeated_losses",
     "repeated_prompts",
+    "representation_similarity",
+    "rsa",
     "score_prompts",
     "selected_tokens",
     "selection_quality",
