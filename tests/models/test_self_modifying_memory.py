@@ -331,7 +331,7 @@ def test_literal_values_feed_back_and_unit_values_do_not():
     stable, literal_rule = memory(dtype=torch.float32), memory(dtype=torch.float32, normalize_value=False)
     for model in (stable, literal_rule):
         with torch.no_grad():
-            model.initial["matrices"][:, 6:12].mul_(3.0)  # M_v
+            model.initial["matrices"][:, 6:12].mul_(8.0)  # M_v
     _, state = stable(x)
     assert state.lanes[0].matrix.value.abs().max() < 1e3
     with pytest.raises(RuntimeError, match=r"not finite at token \d+"):

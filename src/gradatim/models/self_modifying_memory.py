@@ -115,6 +115,9 @@ class SelfModifyingMemory(nn.Module):
         with torch.no_grad():
             for weight in (self.query.weight, self.out.weight, *self.initial.values()):
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5, generator=generator)
+            if self.memory == "linear" and not self.rule.normalize_value:
+                # An input of unit root mean square then begins with values of unit length, as keys have.
+                self.initial["matrices"][:, self.head_dim : 2 * self.head_dim] *= self.head_dim**-0.5
             self.rate_bias.copy_(torch.tensor([0.0, 4.0]))
             self.norm.fill_(1.0)
             if self.conv is not None:
