@@ -58,7 +58,7 @@ class EnergyBody(nn.Module):
         self,
         embeddings: Float[Tensor, "batch time width"],
         positions: Int[Tensor, "batch time"],
-        visible: Bool[Tensor, "batch 1 time all_time"],
+        visible: Bool[Tensor, "#batch 1 time all_time"],
         *,
         step: int,
         cache: Cache | None = None,
@@ -102,7 +102,7 @@ class EnergyBody(nn.Module):
         e: Float[Tensor, "batch candidates time width"],
         known: Sequence[KeyValues],
         positions: Int[Tensor, "batch time"],
-        visible: Bool[Tensor, "batch 1 time all_time"],
+        visible: Bool[Tensor, "#batch 1 time all_time"],
         *,
         step: int,
         by_hand: bool = False,
@@ -119,7 +119,9 @@ class EnergyBody(nn.Module):
             h = h + self.embed_steps.weight[step]
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, EnergyBlock)
-            h = self._run(layer.predictions, h, rotation, known[i], mask, modulator, by_hand)
+            arguments = (h, rotation, known[i], mask, modulator, by_hand)
+            # A checkpointed block would run again outside the dual level, without its tangents.
+            h = layer.predictions(*arguments) if by_hand else self._run(layer.predictions, *arguments)
         h = self.norm(h)
         if self.final_modulation is not None and modulator is not None:
             shift, scale = self.final_modulation(F.silu(modulator)).chunk(2, dim=-1)

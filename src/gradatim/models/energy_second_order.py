@@ -12,6 +12,7 @@ The last two keep nothing between the passes, and run the energy again when the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,24 +72,27 @@ class _Gradient(torch.autograd.Function):
             leaf = e.detach().requires_grad_()
             context = [x.detach().requires_grad_() for x in others[: ctx.split]]
             inputs = [leaf, *context, *others[ctx.split :]]
-            along = _tangent if ctx.route == "forward_over_reverse" else _difference
+            along = _along_tangent if ctx.route == "forward_over_reverse" else _along_difference
             value = along(ctx.energy, leaf, u, context)
             chosen = [x for x, w in zip(inputs, wanted, strict=True) if w]
             found = iter(torch.autograd.grad(value, chosen, allow_unused=True))
         return (None, None, None, *(next(found) if w else None for w in wanted))
 
 
-def _tangent(energy: Energy, e: Tensor, u: Tensor, context: Sequence[Tensor]) -> Tensor:
+def _along_tangent(energy: Energy, e: Tensor, u: Tensor, context: Sequence[Tensor]) -> Tensor:
     """<u, dE/de> as the forward-mode derivative."""
-    with forward_ad.dual_level():
+    # The first use makes torch script its own forward-mode rules, of which newer versions warn.
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         dual = energy(forward_ad.make_dual(e, u), context, True)
         return forward_ad.unpack_dual(dual).tangent.sum()
 
 
-def _difference(energy: Energy, e: Tensor, u: Tensor, context: Sequence[Tensor]) -> Tensor:
-    """The central difference, each item with the radius that balances its rounding and its curvature."""
+def _along_difference(energy: Energy, e: Tensor, u: Tensor, context: Sequence[Tensor]) -> Tensor:
+    """<u, dE/de> as a central difference, each item with the radius that balances rounding and curvature."""
     length = u.detach().norm(dim=-1)
     reach = 2 * torch.finfo(e.dtype).eps ** (1 / 3) * e.detach().norm(dim=-1)
     radius = torch.where(length > 0, reach / length, torch.ones_like(reach))
     shift = radius.unsqueeze(-1) * u
-    return ((energy(e + shift, context, False) - energy(e - shift, context, False)) / (2 * radius)).sum()
+    ahead, behind = energy(e + shift, context, False), energy(e - shift, context, False)
+    return ((ahead - behind) / (2 * radius)).sum()

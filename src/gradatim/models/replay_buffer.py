@@ -66,7 +66,7 @@ class ReplayBuffer:
 
         Raises ValueError where the buffer is empty.
         """
-        if self._ids is None or self._states is None:
+        if not len(self) or self._ids is None or self._states is None:
             raise ValueError("the replay buffer is empty: push states first")
         chosen = torch.randperm(len(self), generator=generator)[:count].to(self.device)
         return self._ids[chosen], self._states[chosen]
