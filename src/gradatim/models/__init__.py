@@ -28,6 +28,7 @@ from gradatim.models.context_programs import ContextProgram, Program, ridge_prog
 from gradatim.models.continuum_memory import ContinuumMemory
 from gradatim.models.continuum_wrapper import wrap_mlps
 from gradatim.models.decoder import Decoder, KeyValueCache
+from gradatim.models.delta_rule import DeltaRule
 from gradatim.models.denoisers import DiffusionDenoiser, FeedForwardDenoiser
 from gradatim.models.diffusion_transformer import DiffusionTransformer
 from gradatim.models.energy_denoiser import EnergyDenoiser
@@ -41,6 +42,7 @@ from gradatim.models.linear_self_attention import LinearSelfAttention
 from gradatim.models.meta_sgd import MetaSGD, anil, fomaml, maml
 from gradatim.models.meta_training import MetaTraining
 from gradatim.models.replay_buffer import ReplayBuffer
+from gradatim.models.self_modifying_memory import SelfModifyingMemory
 from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.models.text_encoder import (
     EncoderUnavailableError,
@@ -54,15 +56,20 @@ if TYPE_CHECKING:
     from gradatim.models.attention_free import InContextDSS, InContextHyena, InContextRetNet
     from gradatim.models.energy_config import EnergyTransformerConfig
     from gradatim.models.energy_transformer import EnergyCausalLMOutput, EnergyTransformerForCausalLM
+    from gradatim.models.hope import HopeForCausalLM
+    from gradatim.models.hope_config import HopeConfig
     from gradatim.models.in_context import InContextConfig, InContextModel, InContextTransformer
     from gradatim.models.in_context_recurrent import InContextGRU, InContextLSTM
     from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
+    from gradatim.models.lstm_language_model import LSTMConfig, LSTMForCausalLM
 
 # What builds on Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
 _LAZY = {
     "EnergyCausalLMOutput": "energy_transformer",
     "EnergyTransformerConfig": "energy_config",
     "EnergyTransformerForCausalLM": "energy_transformer",
+    "HopeConfig": "hope_config",
+    "HopeForCausalLM": "hope",
     "InContextConfig": "in_context",
     "InContextDSS": "attention_free",
     "InContextGRU": "in_context_recurrent",
@@ -72,6 +79,8 @@ _LAZY = {
     "InContextRetNet": "attention_free",
     "InContextTransformer": "in_context",
     "LSAConfig": "linear_attention",
+    "LSTMConfig": "lstm_language_model",
+    "LSTMForCausalLM": "lstm_language_model",
     "LinearAttentionRegressor": "linear_attention",
 }
 
@@ -87,6 +96,7 @@ __all__ = [
     "ContinuumState",
     "CrossEntropy",
     "Decoder",
+    "DeltaRule",
     "DiffusionDenoiser",
     "DiffusionTransformer",
     "EncoderUnavailableError",
@@ -99,6 +109,8 @@ __all__ = [
     "ExtrapolatedStepsWarning",
     "FeedForwardDenoiser",
     "FewShotClassifier",
+    "HopeConfig",
+    "HopeForCausalLM",
     "InContextClassifier",
     "InContextConfig",
     "InContextDSS",
@@ -110,6 +122,8 @@ __all__ = [
     "InContextTransformer",
     "KeyValueCache",
     "LSAConfig",
+    "LSTMConfig",
+    "LSTMForCausalLM",
     "LevelClocks",
     "LevelWriter",
     "LinearAttentionRegressor",
@@ -122,6 +136,7 @@ __all__ = [
     "QuadraticHead",
     "ReLUHead",
     "ReplayBuffer",
+    "SelfModifyingMemory",
     "SingleQueryAttention",
     "SquaredError",
     "anil",
