@@ -253,6 +253,15 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         found = self.body.energies(e, known, positions, visible, step=step).movedim(1, -1)
         return found if candidate_ids.dim() == 3 else found.squeeze(-1)
 
+    def start_state(
+        self, input_ids: Tensor, candidate: int = 0, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """[batch, time, V]: where candidate number `candidate` starts in evaluation without a generator."""
+        batch, time = input_ids.shape
+        positions = self._positions(None, attention_mask, batch, 0, time, input_ids.device)
+        rows = self._starts(positions, self.vocab_projection.weight.shape[0], 0, candidate)
+        return self.config.initial_noise_std * rows.to(torch.promote_types(self.dtype, torch.float32))
+
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As every model; the energy of the final prediction is not computed for nothing."""
         kwargs.setdefault("output_energies", False)
