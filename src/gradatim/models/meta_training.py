@@ -95,7 +95,7 @@ def fit_meta(
     if algorithm not in ("meta", "reptile"):
         raise ValueError(f'algorithm must be "meta" or "reptile", got {algorithm!r}')
     groups = meta.param_groups(weight_decay)
-    moves = optimizer(groups) if optimizer else torch.optim.AdamW(groups, lr=lr)
+    moves = optimizer(groups) if optimizer else torch.optim.AdamW(groups, lr=lr, fused=True)
     plan = schedule(moves) if schedule else None
     record, best = MetaTraining(), _Best()
     stream = _resume(checkpoint, meta, moves, plan, record, best, episodes)
