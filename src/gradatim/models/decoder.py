@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gradatim.models.fast_linear import Linear, linear
+
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["pre", "replace", "branch"]
 
@@ -268,8 +270,8 @@ class CausalAttention(nn.Module):
     def __init__(self, index: int, width: int, heads: int, head_size: int, rotary: bool) -> None:
         super().__init__()
         self.index, self.heads, self.head_size, self.rotary = index, heads, head_size, rotary
-        self.qkv = nn.Linear(width, 3 * heads * head_size)
-        self.out = nn.Linear(heads * head_size, width)
+        self.qkv = Linear(width, 3 * heads * head_size)
+        self.out = Linear(heads * head_size, width)
 
     def forward(
         self,
@@ -285,8 +287,8 @@ class CausalAttention(nn.Module):
             q, k, v = (self._split(part) for part in self.qkv(h).split(inner, dim=-1))
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            q = self._split(F.linear(h[:, rows], weight[:inner], bias[:inner]))
-            k, v = (self._split(p) for p in F.linear(h, weight[inner:], bias[inner:]).split(inner, dim=-1))
+            q = self._split(linear(h[:, rows], weight[:inner], bias[:inner]))
+            k, v = (self._split(p) for p in linear(h, weight[inner:], bias[inner:]).split(inner, dim=-1))
         if rotation is not None:
             cos, sin = rotation
             k = rotate(k, cos, sin)
@@ -309,8 +311,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, inner)
-        self.down = nn.Linear(inner, width)
+        self.up = Linear(width, inner)
+        self.down = Linear(inner, width)
 
     def forward(self, h: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
