@@ -7,6 +7,14 @@ from gradatim.inference.in_context_text import InContextPredictor, ZeroShotPredi
 from gradatim.inference.order_averaging import OrderAveragedLogits
 from gradatim.inference.order_descent import StackedState, descend_orders
 from gradatim.inference.stacked_descent import StackedDescent
+from gradatim.inference.thinking import (
+    ThinkingCurve,
+    Thought,
+    think,
+    thinking_curve,
+    token_energies,
+    token_losses,
+)
 from gradatim.optim.energy_descent import EnergyTrace, minimize_energy
 
 __all__ = [
@@ -18,10 +26,16 @@ __all__ = [
     "PromptedAnswers",
     "StackedDescent",
     "StackedState",
+    "ThinkingCurve",
+    "Thought",
     "ZeroShotPredictor",
     "descend_orders",
     "minimize_energy",
     "orders",
     "prompted_answers",
     "scope_parameters",
+    "think",
+    "thinking_curve",
+    "token_energies",
+    "token_losses",
 ]

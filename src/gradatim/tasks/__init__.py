@@ -26,6 +26,7 @@ from gradatim.tasks.docstrings import (
 )
 from gradatim.tasks.few_shot import Tasks, tasks_of_contexts
 from gradatim.tasks.formal_languages import FORMAL_LANGUAGES, FormalLanguage, LabelledStrings
+from gradatim.tasks.formal_text import FORMAL_TEXTS, arithmetic_text, dyck_text, python_source_text
 from gradatim.tasks.ginc import GINC, GINCPrompts
 from gradatim.tasks.image_denoising import DigitImages, NoiseSchedule, digit_images, psnr
 from gradatim.tasks.linear_regression import LinearRegressionTask
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BOOLEAN_TASKS",
     "FORMAL_LANGUAGES",
+    "FORMAL_TEXTS",
     "GINC",
     "TABULAR_TASKS",
     "AttentionInstance",
@@ -87,6 +89,7 @@ __all__ = [
     "TextCorpus",
     "TextStream",
     "TextTask",
+    "arithmetic_text",
     "bm25_run",
     "context_generator",
     "dense_run",
@@ -94,6 +97,7 @@ __all__ = [
     "docstring_retrieval",
     "docstring_texts",
     "draw_rows",
+    "dyck_text",
     "evaluate_run",
     "heterogeneous",
     "homogeneous",
@@ -103,6 +107,7 @@ __all__ = [
     "planar_instance",
     "pooled_negatives",
     "psnr",
+    "python_source_text",
     "random_instance",
     "random_instances",
     "read_text_classification",
