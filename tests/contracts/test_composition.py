@@ -24,11 +24,15 @@ from gradatim.bench.fit import fit
 from gradatim.losses import OBJECTIVES, multi_positive_loss
 from gradatim.models import BoostedHead, SingleQueryAttention
 from gradatim.optim import (
+    M3,
+    DeepMomentumSGD,
+    DeltaMomentumSGD,
     GradNormRecorder,
     LinearDecayLR,
     NormalizedSGD,
     RefinedLR,
     TableLR,
+    matrix_groups,
     refine_schedule,
 )
 
@@ -127,9 +131,12 @@ NORMS = [2.0, 1.6, 1.3, 1.1, 1.0, 0.9, 0.9, 1.0, 1.0, 1.0, 1.1, 1.1]
 MODELS = {"bilinear": Bilinear, "attention": Attentive, "boosted head": Boosted}
 LOSSES = (*OBJECTIVES, "cross-entropy")
 OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.5),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.02),
-    "normalized sgd": lambda p: NormalizedSGD(p, lr=0.03),
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.5),
+    "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02),
+    "normalized sgd": lambda m: NormalizedSGD(m.parameters(), lr=0.03),
+    "delta momentum": lambda m: DeltaMomentumSGD(m.parameters(), lr=0.05, momentum=0.5),
+    "deep momentum": lambda m: DeepMomentumSGD(m.parameters(), lr=0.02, hidden=8),
+    "m3": lambda m: M3(matrix_groups(m), lr=0.02, slow_period=3),
 }
 SCHEDULES = {
     "linear": (lambda o: LinearDecayLR(o, STEPS), [1 - t / (STEPS - 1) for t in range(STEPS)]),
@@ -141,15 +148,16 @@ SAMPLERS = {
     "shuffled": lambda: RandomSampler(DATA, generator=seeded(6)),
     "weighted": lambda: WeightedRandomSampler(torch.arange(1.0, N + 1), N, generator=seeded(7)),
 }
-# Every pair of parts meets, in 21 of the 567 combinations.
+# Every pair of parts meets, in 42 of the 1134 combinations.
 CASES = [
     (
         model,
         loss,
-        list(OPTIMIZERS)[(m + k) % 3],
+        list(OPTIMIZERS)[(m + k + 3 * j) % 6],
         list(SCHEDULES)[(2 * m + k) % 3],
         list(SAMPLERS)[(m + k // 3) % 3],
     )
+    for j in range(2)
     for m, model in enumerate(MODELS)
     for k, loss in enumerate(LOSSES)
 ]
@@ -158,7 +166,7 @@ CASES = [
 def run(case, steps=STEPS, **options):
     model_name, loss_name, optimizer_name, schedule_name, sampler_name = case
     model = MODELS[model_name]()
-    optimizer = OPTIMIZERS[optimizer_name](model.parameters())
+    optimizer = OPTIMIZERS[optimizer_name](model)
     scheduler = SCHEDULES[schedule_name][0](optimizer)
     loader = DataLoader(DATA, BATCH, sampler=SAMPLERS[sampler_name]())
     loss_fn = Loss(loss_name)
@@ -188,7 +196,7 @@ def test_parts_compose(case, tmp_path):
     result, model, recorder = run(case)
 
     assert whole_loss(model, loss_name) < whole_loss(before, loss_name)
-    base = OPTIMIZERS[optimizer_name]([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+    base = OPTIMIZERS[optimizer_name](nn.Linear(1, 1)).param_groups[0]["lr"]
     assert [s.rate for s in result.history] == pytest.approx([base * f for f in SCHEDULES[schedule_name][1]])
     seen = torch.tensor([s.norm for s in result.history]).clamp(max=1.0)
     torch.testing.assert_close(recorder.norms(), seen, rtol=1e-4, atol=1e-6)
