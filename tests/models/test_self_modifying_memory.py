@@ -204,7 +204,7 @@ def test_sweeps_end_within_the_block(size, seed):
     x, initial = draw(1, 1, size, d, seed=seed), draw(1, 2 * d + 2, d, seed=seed + 1)
     bias = torch.tensor([[0.0, 4.0]], dtype=WIDE)
     state = MatrixState(torch.eye(d, dtype=WIDE).expand(1, 1, d, d))
-    z = self_written(state, x, initial, bias, rule)
+    z = self_written(state, x, initial, bias, rule, sweeps=True)
     state_t = state.value
     for t in range(size):
         one = written(x[:, :, t : t + 1] @ state_t.transpose(-2, -1), initial, bias, rule, None)
@@ -212,6 +212,37 @@ def test_sweeps_end_within_the_block(size, seed):
         k, v = one.keys, one.values
         a = one.log_decay.exp()[..., None] * torch.eye(d, dtype=WIDE)
         state_t = state_t @ (a - one.eta[..., None] * (2 * k - v).transpose(-2, -1) @ k)
+
+
+@pytest.mark.parametrize("delta", [True, False])
+@pytest.mark.parametrize("unit_values", [True, False])
+@pytest.mark.parametrize("decay", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_sweeps_and_the_loop_without_a_graph_agree(delta, unit_values, decay, masked):
+    batch, heads, size, d = 3, 2, 11, 5
+    rule = SelfRule(decay, unit_values, delta)
+    given = [
+        torch.eye(d, dtype=WIDE) + 0.1 * draw(batch, heads, d, d),
+        draw(batch, heads, size, d, seed=2),
+        0.4 * draw(heads, 2 * d + 2, d, seed=3),
+        torch.tensor([[0.0, 4.0]] * heads, dtype=WIDE),
+    ]
+    mask = (torch.arange(size) < torch.tensor([11, 4, 8])[:, None])[:, None] if masked else None
+    found = []
+    for sweeps in (True, False):
+        value, x, initial, bias = (t.clone().requires_grad_() for t in given)
+        z = self_written(MatrixState(value), x, initial, bias, rule, mask, sweeps=sweeps)
+        loss = sum((part * draw(*part.shape, seed=4 + i)).sum() for i, part in enumerate(z))
+        found.append([*z, *torch.autograd.grad(loss, [value, x, initial, bias])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_the_loop_refuses_what_it_does_not_know():
+    state = MatrixState(torch.eye(3).expand(1, 1, 3, 3))
+    with pytest.raises(ValueError, match="no momentum"):
+        rule = SelfRule(momentum=0.5)
+        self_written(state, torch.ones(1, 1, 4, 3), torch.ones(1, 8, 3), torch.ones(1, 2), rule, sweeps=False)
 
 
 def test_the_first_tokens_are_exact_after_as_many_sweeps():

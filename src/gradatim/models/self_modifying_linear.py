@@ -20,7 +20,7 @@ from gradatim.models.self_reference import (
 )
 
 # Tokens swept together where a chunk is one token: larger blocks need more sweeps, smaller ones more calls.
-PARALLEL = 32
+PARALLEL = 64
 
 
 def fresh_lanes(like: Tensor, size: int, chunks: tuple[int, int], rule: SelfRule) -> tuple[Lane, ...]:

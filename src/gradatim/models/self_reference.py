@@ -17,7 +17,7 @@ recomputes F from the block's inputs: memory does not grow with the number of sw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradatim.models.memory_scan import MatrixState, block_kernel, read, solve_writes
+from gradatim.models.self_reference_loop import loop_adjoint, loop_forward
 
 
 class Written(NamedTuple):
@@ -97,12 +98,21 @@ def self_written(
     bias: Tensor,
     rule: SelfRule,
     mask: Tensor | None = None,
+    sweeps: bool | None = None,
 ) -> Written:
-    """What the tokens x [batch, heads, C, d] of a block write, exactly as one after the other would."""
+    """What the tokens x [batch, heads, C, d] of a block write, exactly as one after the other would.
+
+    `sweeps` computes all tokens at once, again and again; otherwise one after the other, without a graph.
+    Default: sweeps with momentum and away from the CPU.
+    """
     if x.shape[-2] == 1:
         return written(x @ state.value.transpose(-2, -1), initial, bias, rule, mask)
     velocity = state.velocity if state.velocity is not None else torch.zeros_like(state.value)
-    return Written(*_SelfWritten.apply(rule, mask, state.value, velocity, x, initial, bias))
+    if sweeps is None:
+        sweeps = rule.two or x.device.type != "cpu"
+    if rule.two and not sweeps:
+        raise ValueError("the loop knows no momentum: use sweeps")
+    return Written(*_SelfWritten.apply(rule, mask, sweeps, state.value, velocity, x, initial, bias))
 
 
 class _SelfWritten(torch.autograd.Function):
@@ -110,13 +120,17 @@ class _SelfWritten(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rule: SelfRule, mask: Tensor | None, value: Tensor, velocity: Tensor, x: Tensor,
-        initial: Tensor, bias: Tensor,
+        ctx: Any, rule: SelfRule, mask: Tensor | None, sweeps: bool, value: Tensor, velocity: Tensor,
+        x: Tensor, initial: Tensor, bias: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        sweep = _sweep(rule, mask, value, velocity, x, initial, bias)
-        first = written(x @ value.transpose(-2, -1), initial, bias, rule, mask)
-        z, _ = settle(sweep, first, x.shape[-2])
-        ctx.rule, ctx.mask = rule, mask
+        z: tuple[Tensor, ...]
+        if sweeps:
+            sweep = _sweep(rule, mask, value, velocity, x, initial, bias)
+            first = written(x @ value.transpose(-2, -1), initial, bias, rule, mask)
+            z, _ = settle(sweep, first, x.shape[-2])
+        else:
+            z = loop_forward(value, x, initial, bias, *_switches(rule), mask)
+        ctx.rule, ctx.mask, ctx.sweeps = rule, mask, sweeps
         ctx.save_for_backward(value, velocity, x, initial, bias, *z)
         return z
 
@@ -124,25 +138,41 @@ class _SelfWritten(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, keys, values, eta, log_decay = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         with torch.enable_grad():
             given = [t.detach().requires_grad_(need) for t, need in zip(inputs, needed, strict=True)]
             z = Written(*(t.detach().requires_grad_() for t in (keys, values, eta, log_decay)))
             again = _sweep(ctx.rule, ctx.mask, *given)(z)
 
             def pull(weights: Written) -> Written:
-                found = torch.autograd.grad(again, z, weights, retain_graph=True, allow_unused=True)
+                found = _pulled(again, z, weights, retain_graph=True)
                 return Written(*(g if d is None else g + d for g, d in zip(gradients, found, strict=True)))
 
-            total, _ = settle(pull, Written(*gradients), x_len(keys))
+            total: tuple[Tensor, ...]
+            if ctx.sweeps:
+                total, _ = settle(pull, Written(*gradients), keys.shape[-2])
+            else:
+                value, _, x, initial, bias = inputs
+                switches = (*_switches(ctx.rule), ctx.mask)
+                with torch.no_grad():
+                    total = loop_adjoint(value, x, initial, bias, *switches, tuple(z), gradients)
             wanted = [t for t in given if t.requires_grad]
-            found = iter(torch.autograd.grad(again, wanted, total, allow_unused=True))
-        return (None, None, *(next(found) if need else None for need in needed))
+            found = iter(_pulled(again, wanted, total))
+        return (None, None, None, *(next(found) if need else None for need in needed))
 
 
-def x_len(keys: Tensor) -> int:
-    """Tokens of a block."""
-    return int(keys.shape[-2])
+def _pulled(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor], **options: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the outputs that have any: a rate that is fixed has none."""
+    moving = [(o, w) for o, w in zip(outputs, weights, strict=True) if o.requires_grad]
+    return torch.autograd.grad(
+        [o for o, _ in moving], inputs, [w for _, w in moving], allow_unused=True, **options
+    )
+
+
+def _switches(rule: SelfRule) -> tuple[bool, bool, bool]:
+    return rule.delta_gradient, rule.normalize_value, rule.decay
 
 
 def _sweep(
