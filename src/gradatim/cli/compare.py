@@ -1,4 +1,4 @@
-"""`gradatim compare retrieval|tabular|schedule`: the same engine on the user's own data."""
+"""`gradatim compare retrieval|tabular|schedule|language`: the same engine on the user's own data."""
 
 from __future__ import annotations
 
@@ -241,6 +241,97 @@ def schedule(
         code=lambda won: winner_code(won, settings),
         save=keep,
         save_to=save,
+        board=board,
+        out=out,
+        as_json=as_json,
+        quiet=quiet,
+        strict=strict,
+    )
+
+
+@app.command()
+def language(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Text: .txt, .jsonl of {text}, a folder of .txt; topics; docstrings."),
+    ] = None,
+    arm: Arms = None,
+    list_arms: ListArms = False,
+    size: Annotated[str, typer.Option("--size", help="tiny, small, medium or large.")] = "tiny",
+    context: Annotated[int, typer.Option("--context", min=8, help="Tokens that a prediction may see.")] = 64,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Budget: updates of the Transformer++.")] = 400,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Windows of text per update.")] = 16,
+    rate: Annotated[
+        list[float] | None, typer.Option("--rate", help="Learning rate to choose from; repeatable.")
+    ] = None,
+    tokens: Annotated[str, typer.Option("--tokens", help="characters or bytes.")] = "characters",
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", help="Folder of a Hugging Face tokenizer instead.")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option("--judge", help="compute or steps: what verdicts hold equal.")
+    ] = "compute",
+    max_characters: Annotated[
+        int, typer.Option("--max-characters", min=1000, help="A longer text is cut there.")
+    ] = 5_000_000,
+    save: Save = None,
+    seeds: Repeats = 3,
+    jobs: o.Jobs = None,
+    engine: o.EngineName = "local",
+    ray_address: o.RayAddress = None,
+    timeout: o.Timeout = None,
+    fresh: o.Fresh = False,
+    board: o.BoardFile = o.DEFAULT_BOARD,
+    out: o.Out = o.DEFAULT_REPORT,
+    as_json: o.Json = False,
+    quiet: o.Quiet = False,
+    strict: o.Strict = False,
+) -> int:
+    """Language models from scratch: Transformer++, energy-based, Hope, recurrent; at equal parameters."""
+    from gradatim.compare.language_arms import ARMS, COUNTED
+
+    if list_arms:
+        return _list_arms(ARMS, as_json)
+    if any(value <= 0 for value in rate or ()):
+        raise UsageError(f"--rate {min(rate or ())} must be above 0; try 0.001")
+    text = _needed(data, "--data", "a text file, a folder of .txt files, topics or docstrings")
+
+    from gradatim.cli._comparing import ArmTable
+    from gradatim.compare import language as task
+    from gradatim.compare.language_code import save_model, winner_code
+    from gradatim.compare.saving import write_folder
+
+    study = task.comparison(
+        text,
+        arm or (),
+        seeds=seeds,
+        size=size,
+        context=context,
+        steps=steps,
+        batch=batch,
+        rates=rate or task.RATES,
+        tokens=tokens,
+        tokenizer=tokenizer,
+        judge=judge,
+        max_characters=max_characters,
+    )
+    settings = _scale(study)
+
+    def keep(won: Any, folder: Path) -> str:
+        fitted = task.fit_winner(won, settings)
+        if fitted is None:
+            return f"nothing saved: {won.arm} has no weights"
+        write_folder(folder, lambda inside: save_model(fitted, settings, inside))
+        return f"saved: {folder} (model and tokenizer in Hugging Face format)"
+
+    return _run(
+        study,
+        _options(seeds, jobs, engine, ray_address, timeout, fresh),
+        code=lambda won: winner_code(won, settings, save),
+        save=keep,
+        save_to=save,
+        tables=tuple(ArmTable(title, task.columns(suffix)) for title, suffix in task.REGIMES),
+        plain=COUNTED,
         board=board,
         out=out,
         as_json=as_json,

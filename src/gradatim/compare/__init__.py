@@ -1,7 +1,7 @@
 """Which one on my data? The arms the user names over her own file, one module per task.
 
-`retrieval`, `tabular` and `schedule` each have `comparison(...)`, which reads and checks the data and
-returns a `gradatim.bench.Study` for the engine, the verdicts and the report.
+`retrieval`, `tabular`, `schedule` and `language` each have `comparison(...)`, which reads and checks the data
+and returns a `gradatim.bench.Study` for the engine, the verdicts and the report.
 """
 
 from typing import TYPE_CHECKING, Any
