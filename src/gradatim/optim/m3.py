@@ -42,8 +42,8 @@ class M3(Optimizer):
         betas: (b1, b2, b3) of the fast memory, of the second moment, of the slow memory (per slow step).
         slow_weight: alpha; 0 leaves the slow memory out.
         slow_period: f.
-        ns_steps, ns_coefficients, ns_dtype: of Newton-Schulz; ns_dtype None computes in the parameter's type,
-            torch.bfloat16 saves time on a GPU.
+        ns_steps, ns_coefficients, ns_dtype: of Newton-Schulz. bfloat16 is what `torch.optim.Muon` computes
+            in, and fast where the processor multiplies it; None computes in the parameter's type.
         accumulate: "ema" moving means; "sum" the printed sums.
         match_rms: root mean square of the update of each matrix in units of lr, None leaves it as it is.
         second_moment: divide by sqrt(V) + eps; False with slow_weight=0 is Muon without Nesterov.
@@ -74,7 +74,7 @@ class M3(Optimizer):
         second_moment: bool = True,
         adam_betas: tuple[float, float] = (0.9, 0.999),
         ns_coefficients: tuple[float, float, float] = QUINTIC,
-        ns_dtype: torch.dtype | None = None,
+        ns_dtype: torch.dtype | None = torch.bfloat16,
         matrix: bool = True,
         maximize: bool = False,
         check_finite: bool = True,
