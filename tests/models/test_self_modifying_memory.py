@@ -239,10 +239,10 @@ def test_sweeps_and_the_loop_without_a_graph_agree(delta, unit_values, decay, ma
 
 
 def test_the_loop_refuses_what_it_does_not_know():
-    state = MatrixState(torch.eye(3).expand(1, 1, 3, 3))
+    state, rule = MatrixState(torch.eye(3).expand(1, 1, 3, 3)), SelfRule(momentum=0.5)
+    x, initial, bias = torch.ones(1, 1, 4, 3), torch.ones(1, 8, 3), torch.ones(1, 2)
     with pytest.raises(ValueError, match="no momentum"):
-        rule = SelfRule(momentum=0.5)
-        self_written(state, torch.ones(1, 1, 4, 3), torch.ones(1, 8, 3), torch.ones(1, 2), rule, sweeps=False)
+        self_written(state, x, initial, bias, rule, sweeps=False)
 
 
 def test_the_first_tokens_are_exact_after_as_many_sweeps():
@@ -268,7 +268,8 @@ def test_outer_gradients_are_those_of_finite_differences(kind):
         return functional_call(model, dict(zip(names, values[1:], strict=True)), (values[0],))[0]
 
     given = [draw(1, 3, 4), *(p.detach() for p in model.parameters())]
-    assert torch.autograd.gradcheck(run, [t.clone().requires_grad_() for t in given])
+    # The fast mode compares random projections of the Jacobian.
+    assert torch.autograd.gradcheck(run, [t.clone().requires_grad_() for t in given], fast_mode=True)
 
 
 # -- state -----------------------------------------------------------------------------------------------
