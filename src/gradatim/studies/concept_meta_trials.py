@@ -28,7 +28,7 @@ TRAINING, VALIDATION, TESTING, INITIAL, TUNING = range(5)
 SUPPORT = QUERY = (5, 5)
 LONGER = 50
 SLICES = (("literals_1", 1, 1), ("literals_2_3", 2, 3), ("literals_4", 4, 10**6))
-ADAM_GRID: dict[str, tuple[float, ...]] = {"lr": (1e-3, 3e-3, 1e-2), "steps": (25, 50, 100, 200)}
+ADAM_RATES, ADAM_STEPS, SGD_STEPS = (1e-3, 3e-3, 1e-2), (25, 50, 100, 200), 100
 CHECKS = 10
 OUTER_LR, ALPHA = 3e-3, 0.1
 
@@ -44,9 +44,15 @@ def trial(arm: Arm, seed: int, scale: Scale) -> Outcome:
     elif settings["kind"] == "logistic":
         found = logistic_regression(tasks)
     elif settings["kind"] == "sgd":
-        found = _scratch(tasks, seed, scale, lambda w: torch.optim.SGD(w, lr=1e-3, momentum=0.9), 100)
+        found = _scratch(
+            tasks,
+            seed,
+            scale,
+            lambda w: torch.optim.SGD(w, lr=1e-3, momentum=0.9),
+            scale.get("sgd_steps", SGD_STEPS),
+        )
     else:
-        lr, steps = tuned_adam(settings["features"], settings["depth"], scale["tuning_tasks"], scale["net"])
+        lr, steps = tuned_adam(settings["features"], settings["depth"], scale)
         found = _scratch(tasks, seed, scale, lambda w: torch.optim.Adam(w, lr=lr, fused=True), steps)
     return Outcome(_scores(found, tasks), {"tasks": _by_task(found)})
 
@@ -151,20 +157,23 @@ def scratch(
     return found
 
 
-def tuned_adam(features: int, depth: int, count: int, shape: Sequence[Any]) -> tuple[float, int]:
+def tuned_adam(features: int, depth: int, scale: Scale) -> tuple[float, int]:
     """Adam's rate and steps with the highest accuracy on tuning seeds, which judge nothing."""
-    return _tuned_adam(features, depth, count, tuple(shape))
+    looks = tuple(scale.get("adam_steps", ADAM_STEPS))
+    return _tuned_adam(features, depth, scale["tuning_tasks"], tuple(scale["net"]), looks)
 
 
 @functools.lru_cache(maxsize=64)
-def _tuned_adam(features: int, depth: int, count: int, shape: tuple[Any, ...]) -> tuple[float, int]:
+def _tuned_adam(
+    features: int, depth: int, count: int, shape: tuple[Any, ...], looks: tuple[int, ...]
+) -> tuple[float, int]:
     (seed,) = tuning_seeds(1)
     tasks = stream(features, depth, seed, "test", TUNING).draw(count, (TUNING, seed))
-    steps = tuple(int(s) for s in ADAM_GRID["steps"])
     best = (-1.0, 0.0, 0)
-    for lr in ADAM_GRID["lr"]:
-        looks = scratch(tasks, shape, seed, functools.partial(torch.optim.Adam, lr=lr, fused=True), steps)
-        best = max(best, *((float(accuracy.mean()), lr, k) for k, (accuracy, _) in looks.items()))
+    for lr in ADAM_RATES:
+        make = functools.partial(torch.optim.Adam, lr=lr, fused=True)
+        found = scratch(tasks, shape, seed, make, looks)
+        best = max(best, *((float(accuracy.mean()), lr, k) for k, (accuracy, _) in found.items()))
     return best[1], best[2]
 
 
@@ -242,7 +251,7 @@ def _meta(settings: Mapping[str, Any], seed: int, scale: Scale, tasks: Tasks) ->
     if settings.get("landscape"):
         short = meta_train({**settings, "steps": 1}, seed, scale)[0]
         gain = found - accuracies(short, tasks)
-        more, drawn = landscape(meta, tasks, gain, seed, scale)
+        more, drawn = landscape(meta, tasks, gain, seed, {**scale, "landscape_depth": settings["depth"]})
         metrics |= more
         curves |= drawn
     return Outcome(metrics, curves)
@@ -260,9 +269,7 @@ def landscape(
     fresh = network(some.xs_s.shape[-1], scale["net"], int(seed))
     learned = {n: p.detach() for n, p in meta.module.named_parameters()}
     random_ = {n: p.detach() for n, p in fresh.named_parameters()}
-    lr, steps = tuned_adam(
-        some.xs_s.shape[-1], max(c.depth for c in some.meta) - 1, scale["tuning_tasks"], scale["net"]
-    )
+    lr, steps = tuned_adam(some.xs_s.shape[-1], scale["landscape_depth"], scale)
     adam = functools.partial(torch.optim.Adam, lr=lr, fused=True)
     scratch_path = scratch(some, scale["net"], seed, adam, (steps,), keep_path=True)[steps][1]
     meta_path = meta.adaptation_path(some.xs_s, some.ys_s)
