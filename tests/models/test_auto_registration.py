@@ -13,6 +13,7 @@ config = AutoConfig.for_model("gradatim_energy_transformer", vocab_size=5, hidde
                               num_hidden_layers=1, num_attention_heads=1)
 model = AutoModelForCausalLM.from_config(config)
 assert type(model).__name__ == "EnergyTransformerForCausalLM", type(model)
+assert type(AutoConfig.for_model("gradatim_hope")).__name__ == "HopeConfig"
 assert not [f for f in sys.meta_path if type(f).__module__.startswith("gradatim")]
 """
 

@@ -65,7 +65,7 @@ def read_and_think(arm: Arm, seed: int, scale: Scale) -> Outcome:
     """Train one language model, read its loss along the way, then let it think."""
     stream = text_stream(scale["source"])
     length = scale["context"]
-    test = stream.chunks("test", length, scale["windows"])
+    test = stream.chunks(scale["part"], length, scale["windows"])
     model = make_model(arm, scale, stream.vocab_size, seed)
     updates = updates_of(arm, scale, stream.vocab_size)
     points: dict[int, float] = {}
