@@ -396,7 +396,7 @@ and one adaptation step with ten times as many updates.""",
         "quick": Profile(
             4,
             {
-                "outer_steps": 400,
+                "outer_steps": 200,
                 "batch": 16,
                 "test_tasks": 300,
                 "tuning_tasks": 60,
