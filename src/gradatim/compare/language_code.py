@@ -28,7 +28,7 @@ def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
                 "",
                 f"tokenizer = AutoTokenizer.from_pretrained({str(saved)!r})",
                 f"model = {model.model}.from_pretrained({str(saved)!r})",
-                'start = tokenizer("The ", return_tensors="pt")',
+                f'start = tokenizer({_start(scale)!r}, return_tensors="pt")',
                 f"text = model.generate(**start, max_new_tokens={_longest(scale)}, do_sample=True)",
                 "print(tokenizer.decode(text[0]))",
             ]
@@ -71,6 +71,18 @@ def save_model(model: Any, scale: Scale, folder: Path) -> None:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _start(scale: Scale) -> str:
+    """A few characters to begin with that the tokens know; none of the user's own text."""
+    if scale["tokens"] != "characters":
+        return "The "
+    known = tokenizer_of(scale).get_vocab()
+    starts = ("The ", "the ", "a ", " ")
+    # Of a text without spaces, whichever character comes first in order.
+    return next(
+        (start for start in starts if set(start) <= set(known)), min(known, key=lambda c: (known[c] == 0, c))
+    )
 
 
 def _longest(scale: Scale) -> int:
