@@ -251,15 +251,15 @@ study = Study(
     claims=CLAIMS,
     profiles={
         "quick": Profile(
-            seeds=4,
+            seeds=6,
             scale={
                 "d": 3, "n": 6, "layers": 3, "heads": 2, "width": 32, "tokens": "paired",
                 "batch": 32, "steps": 3200, "lr": 6e-3, "contexts": 2000,
                 "probe_pairs": 5, "probe_steps": 600, "probe_width": 64,
             },
-            core_seconds=300,
+            core_seconds=350,
             arms=tuple(arm.name for arm in CORE),
-            batch=2,
+            batch=6,
         ),
         "standard": Profile(
             seeds=4,
