@@ -16,8 +16,9 @@ from gradatim.studies.nested_learning_toys import identities, orthogonal_run, va
 
 ARMS = {arm.name: arm for arm in study.arms}
 SCALE = {
-    "orthogonal_steps": 5,
-    "valley_steps": 40,
+    "stream": 100,
+    "orthogonal_steps": 2,
+    "valley_steps": 20,
     "continual": {"epochs": 1, "batch_size": 350, "fisher": 5},
     "optimizer": {"steps": 12},
     "text": {"dim": 8, "layers": 1, "lr": 1e-2, "batch": 2, "length": 12, "steps": 6, "windows": 2},
@@ -50,7 +51,7 @@ def test_every_quick_arm_gives_finite_metrics_and_every_figure_draws(found):
 
 
 def test_identities_are_exact():
-    metrics = identities(3).metrics
+    metrics = identities(3, 2000).metrics
     assert metrics["slope_dgd"] == pytest.approx(0.5, abs=1e-12)
     assert metrics["slope_gd"] == pytest.approx(1.0, abs=1e-12)
     assert metrics["argmin_error"] < 1e-12

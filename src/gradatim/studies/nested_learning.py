@@ -372,6 +372,7 @@ CLAIMS = (
 )
 
 QUICK: dict[str, Any] = {
+    "stream": 2000,
     "orthogonal_steps": 60,
     "valley_steps": 400,
     "continual": {"epochs": 4, "batch_size": 16, "fisher": 200},

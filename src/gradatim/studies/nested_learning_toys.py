@@ -16,7 +16,7 @@ from gradatim.optim import DeepMomentumSGD, DeltaMomentumSGD, delta_gradient_ste
 # -- (a) what delta gradient descent computes ------------------------------------------------------------
 
 
-def identities(seed: int) -> Outcome:
+def identities(seed: int, steps: int) -> Outcome:
     """One noiseless linear stream, float64: DGD beside gradient descent and beside its own argmin.
 
     slope_dgd, slope_gd   <W, A> / <A, A> at the end: 1 is the truth
@@ -28,7 +28,7 @@ def identities(seed: int) -> Outcome:
     truth = torch.randn(6, 8, generator=g, dtype=torch.float64)
     names = ("dgd", "gd", "doubled", "twice")
     weights = {name: torch.zeros_like(truth) for name in names}
-    lr, steps = 0.25, 2000
+    lr = 0.25
     argmin = doubled = 0.0
     losses: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(steps):
@@ -49,7 +49,7 @@ def identities(seed: int) -> Outcome:
     end = steps // 10
     slopes = {f"slope_{n}": float((w * truth).sum() / truth.square().sum()) for n, w in weights.items()}
     finals = {f"loss_{n}": sum(losses[n][-end:]) / end for n in names}
-    shown = list(range(0, steps, 20))
+    shown = list(range(0, steps - steps % 20, 20))
     curves = {
         n: Curve(
             [float(t) for t in shown],

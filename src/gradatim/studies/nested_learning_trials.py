@@ -19,7 +19,7 @@ def batch(arm: Arm, seeds: Sequence[int], scale: Scale) -> list[Outcome]:
     settings = arm.settings
     kind = settings["kind"]
     if kind == "identity":
-        return [nested_learning_toys.identities(seed) for seed in seeds]
+        return [nested_learning_toys.identities(seed, scale["stream"]) for seed in seeds]
     if kind == "orthogonal":
         return [nested_learning_toys.orthogonal(settings, seed, scale) for seed in seeds]
     if kind == "valley":
