@@ -56,7 +56,7 @@ def refused(result, match):
 
 
 def test_errors_are_one_line_and_say_the_fix(run, tmp_path):
-    refused(run("run", "no-such-paper"), "There are: 02 icl-linear")
+    refused(run("run", "no-such-paper"), "There are: 01 energy-transformer")
     refused(run("run", "schedule-refinment"), "did you mean schedule-refinement?")
     refused(run("run", "20", "--budget", "soon"), "write 90s, 5m or 1h")
     refused(run("run", "20", "--engine", "spark"), "use local or ray")
@@ -89,7 +89,7 @@ def test_list_and_show_as_json(run):
     code, out, err = run("list", "--json")
     listed = json.loads(out)
     assert (code, err) == (0, "")
-    assert [s["number"] for s in listed] == [2, 3, 9, 10, 11, 17, 20, 21, 22]
+    assert [s["number"] for s in listed] == [1, 2, 3, 4, 7, 9, 10, 11, 17, 20, 21, 22]
     assert all(c["control"] for s in listed for c in s["claims"])
     code, out, _ = run("show", "22", "--json")
     assert json.loads(out)["slug"] == "attention-svm"
