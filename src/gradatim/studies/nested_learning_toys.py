@@ -164,7 +164,7 @@ def orthogonal(settings: Mapping[str, Any], seed: int, scale: Scale) -> Outcome:
 
 # -- (e) a valley that winds ------------------------------------------------------------
 
-GRID_LR = (0.001, 0.003, 0.01, 0.03, 0.1)
+GRID_LR = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 GRID_BETA = (0.9, 0.99)
 VALLEY_A, VALLEY_OMEGA = 0.5, 2.0
 
