@@ -184,12 +184,6 @@ def _rougher(where: str, sign: float = 1.0) -> tuple[tuple[float, str, str], ...
     )
 
 
-def _share_gained(second8: float, first8: float, second32: float, first32: float) -> float:
-    """What the second order adds, over what the first had above chance: at 32 features minus at 8."""
-    small, large = max(first8 - 0.5, 0.01), max(first32 - 0.5, 0.01)
-    return (second32 - first32) / large - (second8 - first8) / small
-
-
 def _shorter(scratch: float, meta: float) -> float:
     return (scratch - meta) / scratch
 
@@ -281,9 +275,15 @@ CLAIMS = (
             )
         ),
         Control(
-            "accuracies near chance leave more room: relative to what the first order had above chance",
-            _Derived(
-                tuple((f"{c}/{a}", "accuracy") for c in BOTH for a in (SO, K1)), _share_gained
+            "with 32 features one first-order step needs more updates to begin at all: against ten times "
+            "the updates the advantage does not grow",
+            _Combined(
+                (
+                    (1.0, f"F32D3/{SO}", "accuracy"),
+                    (-1.0, f"F32D3/{X10}", "accuracy"),
+                    (-1.0, f"F8D3/{SO}", "accuracy"),
+                    (1.0, f"F8D3/{X10}", "accuracy"),
+                )
             ),
         ),
         unit="accuracy",
