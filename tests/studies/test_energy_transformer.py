@@ -143,7 +143,8 @@ def _results(better: bool) -> Results:
         outcomes.setdefault("text/transformer-compute", {})[s] = _run(0.3, 9.0 - 2 * sign + wiggle)
         thoughts = {
             "think_ood": sign * 0.1 + wiggle, "beyond_ood": sign * 0.1 + wiggle,
-            "verify_ood": sign * 0.1 + wiggle, "average_ood": 0.0, "rank_energy": sign * 0.5 + wiggle, "rank_entropy": 0.1,
+            "verify_ood": sign * 0.1 + wiggle, "average_ood": 0.0,
+            "rank_energy": sign * 0.5 + wiggle, "rank_entropy": 0.1,
         }  # fmt: skip
         outcomes.setdefault("text/s2", {})[s] = _run(0.3, 9.0, **thoughts)
     return Results(outcomes)
