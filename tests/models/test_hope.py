@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -411,7 +413,7 @@ def test_its_levels_are_described():
     assert "delta gradient descent" in str(table)
     assert nested_levels(make("attention")).levels[0].frequency == float("inf")
     shared, apart = (
-        sum(r["numbers"] for r in make(chunk_size=c).nested_levels()[:2]) for c in ((1, 1), (4, 1))
+        sum(row.get("numbers", 0) for row in make(chunk_size=c).nested_levels()[:2]) for c in ((1, 1), (4, 1))
     )
     assert apart == 2 * shared == 2 * 2 * 6 * 6
 
@@ -441,3 +443,18 @@ def test_bad_input_is_refused():
     ):
         with pytest.raises(ValueError, match=says):
             make(**settings)
+
+
+def test_the_guide_runs_as_it_stands():
+    page = Path(__file__).parents[2] / "docs" / "guide" / "hope.md"
+    namespace: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, page.name, "exec"), namespace)  # noqa: S102
+    assert namespace["out"].shape == (4, 20)
+    whole = namespace["model"](namespace["ids"]).logits[:, 24:]
+    torch.testing.assert_close(namespace["on"], whole, rtol=1e-3, atol=1e-3)
+    clocked = namespace["clocked"]
+    assert sorted({g["period"] for g in clocked.param_groups}) == [1, 8]
+    assert sum(p.numel() for g in clocked.param_groups for p in g["params"]) == sum(
+        p.numel() for p in namespace["model"].parameters()
+    )

@@ -390,6 +390,13 @@ def mixer_levels(mixer: nn.Module) -> list[dict[str, Any]]:
     rule = "delta gradient descent" if mixer.rule.delta_gradient else "gradient descent"
     rule += " with momentum" if mixer.rule.momentum else ""
     rule += ", decay" if mixer.rule.decay else ""
+    chunks = {"memories of k, v, eta, alpha": mixer.chunk_size[1], "memory that is read": mixer.chunk_size[0]}
+    lanes = mixer.initial_state(1).lanes
+    if mixer.memory == "linear" and len(lanes) == 1:
+        chunks = {"five memories sharing a matrix": mixer.chunk_size[0]}
+    # The last lanes are those of the memory that is read.
+    last = 1 if mixer.memory == "linear" else 2
+    parts = [lanes] if len(chunks) == 1 else [lanes[:-last], lanes[-last:]]
     return [
         {
             "name": name,
@@ -398,23 +405,10 @@ def mixer_levels(mixer: nn.Module) -> list[dict[str, Any]]:
             "update_rule": rule + (f", gradient every {chunk} tokens" if chunk > 1 else ""),
             "frequency": 1.0,
             "per": "token",
-            "numbers": numbers,
+            "numbers": sum(lane.matrix.value.numel() for lane in part),
         }
-        for name, chunk, numbers in (
-            ("memories of k, v, eta, alpha", mixer.chunk_size[1], _numbers(mixer, read=False)),
-            ("memory that is read", mixer.chunk_size[0], _numbers(mixer, read=True)),
-        )
+        for (name, chunk), part in zip(chunks.items(), parts, strict=True)
     ]
-
-
-def _numbers(mixer: SelfModifyingMemory, read: bool) -> int:
-    """Fast numbers per sample. Linear memories that share one matrix show it once."""
-    lanes = mixer.initial_state(1).lanes
-    if mixer.memory == "linear":
-        chosen = lanes[-1:] if read and len(lanes) > 1 else (() if read else lanes[:1])
-    else:
-        chosen = lanes[-2:] if read else lanes[:-2]
-    return sum(lane.matrix.value.numel() for lane in chosen)
 
 
 __all__ = ["HopeBlock", "HopeCausalLMOutput", "HopeForCausalLM"]
