@@ -290,6 +290,7 @@ def main(argv: list[str] | None = None) -> None:
         return peer(known, state, 3, False)[-1].detach().view_as(state)
 
     fixed = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "do_sample": False}
+    fixed |= {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0, "eos_token_id": None}
     with torch.no_grad():
         seconds = alternate(
             {
