@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import Counter
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from gradatim.bench import Results
-from gradatim.compare import DataError, language
+from gradatim.bench import Results, fingerprint
+from gradatim.compare import DataError, language, language_arms
 from gradatim.compare.comparison import Winner
 from gradatim.compare.language_arms import (
     ARMS,
@@ -368,6 +369,22 @@ def test_without_a_folder_the_lines_build_the_model(text, arm):
     count = sum(p.numel() for p in namespace["model"].parameters())
     assert count == parameter_count(arm, language.shape_of(scale))
     assert namespace["optimizer"].param_groups[0]["lr"] == 3e-3
+
+
+@pytest.mark.parametrize("arm", NETWORKS)
+def test_the_printed_names_are_the_classes_that_were_measured(arm):
+    module = importlib.import_module(MODELS[arm].module)
+    names = (MODELS[arm].config, MODELS[arm].model)
+    assert tuple(getattr(module, name) for name in names) == language_arms._classes(arm)
+
+
+def test_a_trial_is_keyed_by_the_code_of_every_model():
+    seen = {}
+    fingerprint._visit("gradatim.compare.language", "trial", seen)
+    assert {
+        "gradatim.models.energy_transformer", "gradatim.models.hope", "gradatim.models.lstm_language_model",
+        "gradatim.compare.language_counts", "gradatim.probes.compute", "gradatim.bench.fit",
+    } <= set(seen)  # fmt: skip
 
 
 def test_counts_have_no_weights_to_save(text):
