@@ -348,6 +348,27 @@ CLAIMS = (
         paper_says="curvature helps where the loss is rough; the public logs of curvature are empty",
     ),
     Claim(
+        "training-helps",
+        "Meta-training makes the difference: the same ten steps from random weights, all "
+        "with the initial step "
+        "size, are less accurate (mean over 8 and 32 features)",
+        _Combined(
+            tuple(
+                t
+                for c in BOTH
+                for t in ((0.5, f"{c}/{K10}", "accuracy"), (-0.5, f"{c}/{K10}", "accuracy_untrained"))
+            )
+        ),
+        Control(
+            "weights alone do it: learned with one fixed step size (first-order MAML) they "
+            "do as well (F = 8)",
+            Contrast(f"F8D3/{K10}", "F8D3/fomaml-k10", "accuracy"),
+        ),
+        unit="accuracy",
+        paper_says="not reported: the comparison is with other training from scratch, never "
+        "with its own start",
+    ),
+    Claim(
         "beats-linear",
         "Meta-SGD is more accurate than logistic regression on the same ten examples (8 features)",
         Contrast(f"F8D3/{K10}", "F8D3/logistic", "accuracy"),

@@ -129,7 +129,7 @@ def draw_steps(figure: Figure, results: Results) -> None:
 
 def table_steps(results: Results) -> Table:
     """The same numbers, and accuracy on deeper concepts."""
-    names = (*(f"accuracy_{k}" for k in STEPS), "accuracy", "accuracy_deeper")
+    names = (*(f"accuracy_{k}" for k in STEPS), "accuracy", "accuracy_deeper", "accuracy_untrained")
     rows = [
         (cell, label, *(_mean(results.metric(f"{cell}/{arm}", name)) for name in names))
         for cell in CELLS
@@ -137,7 +137,7 @@ def table_steps(results: Results) -> Table:
         if f"{cell}/{arm}" in results.outcomes
     ]
     header = tuple(f"{k} steps" for k in STEPS)
-    return Table(("cell", "meta-training", *header, "its own K", "its own K, D = 7"), rows)
+    return Table(("cell", "meta-training", *header, "its own K", "its own K, D = 7", "untrained"), rows)
 
 
 def draw_sizes(figure: Figure, results: Results) -> None:
@@ -177,7 +177,7 @@ def draw_landscape(figure: Figure, results: Results) -> None:
             left.plot(
                 curve.x, np.array(curve.y) + jitter, ".", color=color, alpha=0.5, label=None if k else cell
             )
-    left.set(xlabel="top eigenvalue of the support loss", ylabel="accuracy, K = 10 minus K = 1", xscale="log")
+    left.set(xlabel="top eigenvalue of the support loss", ylabel="accuracy, K = 10 minus K = 1")
     _legend(left)
     place = 0
     names = []
@@ -192,7 +192,7 @@ def draw_landscape(figure: Figure, results: Results) -> None:
             names.append(f"{cell}\n{label}")
             place += 1
     right.set_xticks(range(len(names)), names, fontsize="small")
-    right.set(ylabel="mean top eigenvalue", yscale="log")
+    right.set(ylabel="mean top eigenvalue")
     _legend(right)
 
 

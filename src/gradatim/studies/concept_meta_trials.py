@@ -180,22 +180,26 @@ def _tuned_adam(
 # -- learning to learn -----------------------------------------------------------------------------------
 
 
+def untrained(settings: Mapping[str, Any], seed: int, scale: Scale) -> MetaSGD:
+    """The meta-learner before any training: random weights, one step size."""
+    initial = int(np.random.SeedSequence([seed, INITIAL, 1]).generate_state(1)[0])
+    return MetaSGD(
+        network(settings["features"], settings.get("net", scale["net"]), initial),
+        lr=scale.get("alpha", ALPHA),
+        steps=settings["steps"],
+        first_order=settings["first_order"],
+        learn_lr=settings.get("learn_lr", "element"),
+        norm_stats=settings.get("norm_stats", "support"),
+    )
+
+
 def meta_train(
     settings: Mapping[str, Any], seed: int, scale: Scale
 ) -> tuple[MetaSGD, dict[str, float], dict[str, Curve]]:
     """A meta-learner trained as the arm says, what it cost, and its validation accuracy on the way."""
     features, depth, inner = settings["features"], settings["depth"], settings["steps"]
-    shape = settings.get("net", scale["net"])
     steps = int(scale["outer_steps"] * settings.get("updates", 1))
-    initial = int(np.random.SeedSequence([seed, INITIAL, 1]).generate_state(1)[0])
-    meta = MetaSGD(
-        network(features, shape, initial),
-        lr=scale.get("alpha", ALPHA),
-        steps=inner,
-        first_order=settings["first_order"],
-        learn_lr=settings.get("learn_lr", "element"),
-        norm_stats=settings.get("norm_stats", "support"),
-    )
+    meta = untrained(settings, seed, scale)
     device = "cuda" if scale.get("device") == "auto" and torch.cuda.is_available() else "cpu"
     meta.to(device)
     split = "train" if settings.get("held_out", True) else None
@@ -240,6 +244,7 @@ def _meta(settings: Mapping[str, Any], seed: int, scale: Scale, tasks: Tasks) ->
     meta, metrics, curves = meta_train(settings, seed, scale)
     found = accuracies(meta, tasks)
     metrics |= _scores(found, tasks)
+    metrics["accuracy_untrained"] = float(accuracies(untrained(settings, seed, scale), tasks).mean())
     for steps in sorted({0, 1, 10, LONGER}):
         metrics[f"accuracy_{steps}"] = float(accuracies(meta, tasks, steps).mean())
     low, median, high = meta.rate_summary()
