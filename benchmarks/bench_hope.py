@@ -139,7 +139,9 @@ def main(argv: list[str] | None = None) -> None:
         for chunk in (16, 64):
             for kind, depth in (("linear", 1), ("mlp", 2)):
                 network = MemoryMLP(head, depth=depth, expansion_factor=2.0)
-                options = {"dim_head": head, "heads": args.heads, "momentum": False}
+                # With batch_size its gradients are taken where each chunk begins, as ours are, and not all at
+                # the initial weights.
+                options = {"dim_head": head, "heads": args.heads, "momentum": False, "batch_size": chunk}
                 theirs = NeuralMemory(args.width, chunk_size=chunk, model=network, **options)
                 ours = memory(memory=kind, chunk_size=(chunk, chunk))
                 cases = {
