@@ -8,8 +8,11 @@ import importlib
 from gradatim.bench import Study
 
 MODULES: dict[str, tuple[int, str]] = {
+    "energy-transformer": (1, "energy_transformer"),
     "icl-linear": (2, "icl_linear"),
     "icl-boolean": (3, "icl_boolean"),
+    "nested-learning": (4, "nested_learning"),
+    "concept-meta": (7, "concept_meta"),
     "boosted-network": (9, "boosted_network"),
     "multi-positive": (10, "multi_positive"),
     "icl-gradient-descent": (11, "icl_gradient_descent"),
