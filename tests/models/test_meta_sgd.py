@@ -402,8 +402,20 @@ def test_dropout_and_bad_input_are_refused():
 # -- scikit-learn ----------------------------------------------------------------------------------------
 
 
-def small(features, classes):
-    return maml(network(features, 16, max(2, classes)), lr=1.0, loss="cross_entropy")
+class Small:
+    """A function of the sizes whose name, unlike a function's own, is the same in every test process."""
+
+    def __call__(self, features, classes):
+        return maml(network(features, 16, max(2, classes)), lr=1.0, loss="cross_entropy")
+
+    def __repr__(self):
+        return "small"
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+small = Small()
 
 
 # The check of a label column vector, and others, warn on purpose.

@@ -2,9 +2,9 @@
 
 "Nested Learning" (2025, arXiv 2512.24695) reads a network in training as a set of memories. Each compresses a
 flow of context of its own (tokens, gradients ...), by an objective, with an update rule, at a frequency;
-those that are updated more often live inside those that are updated less often. Attention is a memory that takes
-every token up as it is (frequency without bound), weights are a memory that training writes once per step,
-momentum a memory of gradients, frozen weights have frequency 0.
+those that are updated more often live inside those that are updated less often. Attention is a memory that
+takes every token up as it is (frequency without bound), weights are a memory that training writes once per
+step, momentum a memory of gradients, frozen weights have frequency 0.
 
     print(nested_levels(model, optimizer))
 """

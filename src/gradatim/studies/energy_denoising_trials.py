@@ -19,8 +19,8 @@ of the energy arms as well:
 Curves: "psnr t={t}" over passes; of the energy arms "energy t={t}", the mean above its last value; "loss"; of
 every arm "picture t={t} p{k}", the pixels of one test image (0: as given; "picture clean" beside them).
 
-Settled on seeds 0 to 2: rates of 1e-3 and 3e-3 for every arm, step sizes of 200, 500 and 1500. 6e-3 was tried on
-seed 0 for the energies and the feed-forward network.
+Settled on seeds 0 to 2: rates of 1e-3 and 3e-3 for every arm, step sizes of 200, 500 and 1500. 6e-3 was tried
+on seed 0 for the energies and the feed-forward network.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ from gradatim.studies.icl_linear_figures import (
 )
 from gradatim.studies.icl_linear_trials import batch
 
-
 # The penalty that a learner follows still falls late in training; what depth does shows sooner.
 LONG = 1.4
 
