@@ -33,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gradatim.models.fast_linear import Linear
 from gradatim.models.level_clocks import ContinuumState, LevelClocks, Partial, Values, advance, finish
 from gradatim.models.level_writer import LevelWriter
 
@@ -62,8 +63,8 @@ class MemoryMLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.activation = activation
-        self.up = nn.Linear(dim, hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.up = Linear(dim, hidden, bias=False)
+        self.down = Linear(hidden, dim, bias=False)
         nn.init.normal_(self.up.weight, std=1 / math.sqrt(dim), generator=generator)
         nn.init.normal_(self.down.weight, std=0.0 if zero else 1 / math.sqrt(hidden), generator=generator)
 

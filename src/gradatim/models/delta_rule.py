@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from gradatim.models.fast_linear import Linear
 from gradatim.models.memory_scan import MatrixState, block_kernel, last_state, read, solve_writes, step
 from gradatim.models.memory_state import Lane, MemoryState
 from gradatim.models.self_modifying_memory import (
@@ -71,10 +72,10 @@ class DeltaRule(nn.Module):
         self.dim, self.num_heads, self.head_dim = dim, num_heads, dim // num_heads
         self.delta, self.beta_max, self.decay, self.chunk = kind == "delta", beta_max, decay, chunk
         self.conv = nn.Parameter(torch.empty(dim, conv_size)) if conv_size else None
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.rates = nn.Linear(dim, 2 * num_heads)
         self.norm = nn.Parameter(torch.empty(self.head_dim))
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

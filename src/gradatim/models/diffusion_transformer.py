@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradatim.models.decoder import sinusoids
+from gradatim.models.fast_linear import Linear
 
 
 class PatchGrid(nn.Module):
@@ -182,11 +183,11 @@ class ModulatedBlock(nn.Module):
         super().__init__()
         self.heads, self.gated = heads, gated
         self.attention_norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
-        self.up = nn.Linear(width, inner)
-        self.down = nn.Linear(inner, width)
+        self.up = Linear(width, inner)
+        self.down = Linear(inner, width)
         self.modulation = nn.Linear(width, (6 if gated else 4) * width)
 
     def forward(self, h: Tensor, c: Tensor, twice_differentiable: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gradatim.models.decoder import rotate
+from gradatim.models.fast_linear import Linear
 from gradatim.models.hope_cache import AttentionState
 from gradatim.models.self_modifying_memory import check_heads, count, split
 
@@ -25,8 +26,8 @@ class RotaryAttention(nn.Module):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads, self.head_dim, self.rope_theta = num_heads, dim // num_heads, rope_theta
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
 
     def forward(
         self,

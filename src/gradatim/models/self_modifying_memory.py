@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradatim.models import self_modifying_linear as linear
 from gradatim.models import self_modifying_mlp as mlp
 from gradatim.models.decoder import vectorised
+from gradatim.models.fast_linear import Linear
 from gradatim.models.memory_state import Lane, MemoryState, blocks
 from gradatim.models.self_reference import SelfRule, unit
 
@@ -100,14 +101,14 @@ class SelfModifyingMemory(nn.Module):
 
         d = self.head_dim
         self.conv = nn.Parameter(torch.empty(dim, conv_size)) if conv_size else None
-        self.query = nn.Linear(dim, dim, bias=False)
+        self.query = Linear(dim, dim, bias=False)
         shapes = {"matrices": (3 * d + 2, d)} if memory == "linear" else mlp.initial_shapes(d, self.hidden)
         self.initial = nn.ParameterDict(
             {name: nn.Parameter(torch.empty(num_heads, *shape)) for name, shape in shapes.items()}
         )
         self.rate_bias = nn.Parameter(torch.empty(num_heads, 2))
         self.norm = nn.Parameter(torch.empty(d))
-        self.out = nn.Linear(dim, dim, bias=False)
+        self.out = Linear(dim, dim, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
