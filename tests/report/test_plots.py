@@ -111,6 +111,18 @@ def test_curve_table_holds_the_drawn_means():
     assert float(last[1]) == pytest.approx(np.mean([c.y[-1] for c in curves]), rel=1e-3)
 
 
+def test_curves_for_a_figure_are_not_drawn_by_themselves():
+    report = synthetic.schedules()
+    arm, seeds = next(iter(report.results.outcomes.items()))
+    hidden = {
+        seed: Outcome(o.metrics, {"figure/loss": o.curves["loss"], "shown": o.curves["loss"]})
+        for seed, o in seeds.items()
+    }
+    plots = curve_plots(report.study, Results({arm: hidden}), "k")
+    assert len(plots) == 1
+    assert "shown" in plots[0].title
+
+
 def test_a_broken_figure_says_why_and_the_next_is_drawn():
     report = synthetic.hostile()
     broken, fine = study_plots(report.study, report.results, "k")

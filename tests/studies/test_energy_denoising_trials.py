@@ -61,7 +61,7 @@ def test_metrics_are_those_of_the_images(results):
             best = int(outcome.metrics[f"best_passes_t{t}"])
             assert outcome.metrics[f"best_psnr_t{t}"] == outcome.metrics[f"psnr_t{t}_p{best}"]
             assert outcome.first_non_finite() is None
-            np.testing.assert_allclose(outcome.curves[f"picture t={t} p0"].y, noisy[0].flatten())
+            np.testing.assert_allclose(outcome.curves[f"figure/picture t={t} p0"].y, noisy[0].flatten())
 
 
 def test_the_energy_falls_along_its_own_descent(results):

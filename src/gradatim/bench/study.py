@@ -64,7 +64,8 @@ class Curve:
 class Outcome:
     """What one trial found: finite numbers by metric name, and curves by name.
 
-    A metric that is NaN or infinite makes the engine record the trial as failed.
+    A metric that is NaN or infinite makes the engine record the trial as failed. A curve whose name begins
+    with "figure/" is for the study's own figures: reports do not draw it by itself.
     """
 
     metrics: Mapping[str, float]

@@ -161,10 +161,17 @@ def _swarm(row: Sequence[float], flat: Sequence[float], log: bool) -> tuple[list
 
 
 def curve_plots(study: Study, results: Results, key: str) -> list[Plot]:
-    """One plot per curve name and task: the mean over seeds with its 95% band."""
+    """One plot per curve name and task: the mean over seeds with its 95% band.
+
+    Curves named "figure/..." are left to the study's own figures: what only one seed has, or a picture.
+    """
     plots = []
     names = dict.fromkeys(
-        name for by_seed in results.outcomes.values() for o in by_seed.values() for name in o.curves
+        name
+        for by_seed in results.outcomes.values()
+        for o in by_seed.values()
+        for name in o.curves
+        if not name.startswith("figure/")
     )
     for n, name in enumerate(names):
         for t, (task, arms) in enumerate(by_task(study.arms).items()):

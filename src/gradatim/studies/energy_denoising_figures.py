@@ -77,7 +77,7 @@ def draw_digit(figure: Figure, results: Results) -> None:
     """One test image of the first seed on its way down, for every noise level."""
     axes = figure.subplots(len(TIMES), len(SHOWN) + 1)
     for row, t in zip(axes, TIMES, strict=True):
-        names = [*(f"picture t={t} p{k}" for k in SHOWN), "picture clean"]
+        names = [*(f"figure/picture t={t} p{k}" for k in SHOWN), "figure/picture clean"]
         titles = ["given", *(f"{k} step{'s' if k > 1 else ''}" for k in SHOWN[1:]), "clean"]
         for axis, name, title in zip(row, names, titles, strict=True):
             axis.set(xticks=[], yticks=[])
@@ -94,10 +94,10 @@ def draw_digit(figure: Figure, results: Results) -> None:
 def table_digit(results: Results) -> Table:
     """Root mean squared error of the image shown, by noise level and steps."""
     rows: list[tuple[str | float, ...]] = []
-    clean = next(iter(results.curves(ENERGY, "picture clean").values()), None)
+    clean = next(iter(results.curves(ENERGY, "figure/picture clean").values()), None)
     for t in TIMES if clean is not None else ():
         for k in SHOWN:
-            state = next(iter(results.curves(ENERGY, f"picture t={t} p{k}").values()), None)
+            state = next(iter(results.curves(ENERGY, f"figure/picture t={t} p{k}").values()), None)
             if state is not None and clean is not None:
                 gap = np.clip(state.y, -1, 1) - np.asarray(clean.y)
                 rows.append((t, k, float(np.sqrt(np.mean(gap**2)))))

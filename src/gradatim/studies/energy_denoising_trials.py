@@ -17,7 +17,8 @@ of the energy arms as well:
     energy_fall_t{t}    share of images whose energy still fell from the best number of passes to the most
     energy_rank_t{t}    Spearman correlation over images of final energy and squared error, after 3 passes
 Curves: "psnr t={t}" over passes; of the energy arms "energy t={t}", the mean above its last value; "loss"; of
-every arm "picture t={t} p{k}", the pixels of one test image (0: as given; "picture clean" beside them).
+every arm "figure/picture t={t} p{k}", the pixels of one test image (0: as given), beside
+"figure/picture clean".
 
 Settled on seeds 0 to 2: rates of 1e-3 and 3e-3 for every arm, step sizes of 200, 500 and 1500. 6e-3 was tried
 on seed 0 for the energies and the feed-forward network.
@@ -298,8 +299,8 @@ def _judged(
     }
     curves = {f"psnr t={t}": Curve(list(found), list(found.values()), "passes", "PSNR (dB)")}
     for k, state in {0: test.noisy[t], **states}.items():
-        curves[f"picture t={t} p{k}"] = _picture(state[0])
-    curves["picture clean"] = _picture(test.clean[0])
+        curves[f"figure/picture t={t} p{k}"] = _picture(state[0])
+    curves["figure/picture clean"] = _picture(test.clean[0])
     if energies is not None:
         assert isinstance(model, EnergyDenoiser)
         trained = model.recipe.trained_steps[1]

@@ -348,7 +348,7 @@ any energy.""",
     claims=(*TEXT_CLAIMS, *PICTURE_CLAIMS),
     profiles={
         "quick": Profile(
-            3,
+            4,
             {"text": TEXT_QUICK, "denoising": PICTURES_QUICK},
             core_seconds=300,
             arms=tuple(a.name for a in (*TEXT_ARMS, *DENOISING_ARMS)),

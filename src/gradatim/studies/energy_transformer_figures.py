@@ -72,10 +72,13 @@ def law(results: Results, family: str, axis: str) -> PowerLaw | None:
 
 
 def draw_scaling(figure: Figure, results: Results) -> None:
-    """Perplexity against data, parameters and compute, with fitted power laws."""
-    axes = figure.subplots(1, 3, sharey=True)
+    """Perplexity against data, parameters and compute (what was varied), with fitted power laws."""
+    from matplotlib.ticker import NullFormatter
+
     names = {"data": "characters seen", "parameters": "parameters", "compute": "training GFLOPs"}
-    for axis, kind in zip(axes, AXES, strict=True):
+    kinds = [k for k in AXES if any(law(results, family, k) for family, _, _ in FAMILIES)] or AXES[:1]
+    axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for axis, kind in zip(axes, kinds, strict=True):
         for family, label, color in FAMILIES:
             points = scaling_points(results, family, kind)
             found = law(results, family, kind)
@@ -87,6 +90,7 @@ def draw_scaling(figure: Figure, results: Results) -> None:
             text = f"{label}: {found.exponent:.2f}"
             axis.plot(ends, [found(x) for x in ends], color=color, label=text)
         axis.set(xlabel=names[kind], xscale="log", yscale="log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         _legend(axis)
     axes[0].set_ylabel("perplexity of the next character")
 
@@ -169,10 +173,10 @@ def draw_descent(figure: Figure, results: Results) -> None:
     left, right = figure.subplots(1, 2)
     outcome = next(iter(results.outcomes.get(THINKER, {}).values()), None)
     for name, curve in sorted((outcome.curves if outcome else {}).items()):
-        if name == "descent/energy":
+        if name == "figure/descent/energy":
             right.plot(curve.x, curve.y, "o-", ms=3, color="C0")
-        elif name.startswith("descent/"):
-            left.plot(curve.x, curve.y, "o-", ms=3, label=name.removeprefix("descent/"))
+        elif name.startswith("figure/descent/"):
+            left.plot(curve.x, curve.y, "o-", ms=3, label=name.removeprefix("figure/descent/"))
     left.set(xlabel="steps", ylabel="probability", title="one place of the text")
     right.set(xlabel="steps", ylabel="mean energy", title="the whole test part")
     _legend(left)
@@ -183,8 +187,10 @@ def table_descent(results: Results) -> Table:
     rows: list[tuple[str | float, ...]] = []
     outcome = next(iter(results.outcomes.get(THINKER, {}).values()), None)
     for name, curve in sorted((outcome.curves if outcome else {}).items()):
-        if name.startswith("descent/"):
-            rows += [(name.removeprefix("descent/"), x, y) for x, y in zip(curve.x, curve.y, strict=True)]
+        if name.startswith("figure/descent/"):
+            rows += [
+                (name.removeprefix("figure/descent/"), x, y) for x, y in zip(curve.x, curve.y, strict=True)
+            ]
     return Table(("character, or energy", "steps", "value"), rows)
 
 

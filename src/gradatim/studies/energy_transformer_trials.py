@@ -19,8 +19,9 @@ of the energy arms, for every set and "text":
     think_ood ...         the mean of these over the three other sets
     rank_energy           Spearman correlation over characters of final energy and loss;  rank_entropy: of the
                           entropy of the predicted distribution
-Curves: "scaling" (tokens, ppl), "thinking/{set}", "verifying/{set}", "averaging/{set}", "descent/{character}"
-(the probability of a character along the steps at one place of the test part) and "descent/energy".
+Curves: "scaling" (tokens, ppl), "thinking/{set}", "verifying/{set}", "averaging/{set}",
+"figure/descent/{character}" (the probability of a character along the steps at one place of the test part)
+and "figure/descent/energy".
 """
 
 from __future__ import annotations
@@ -294,11 +295,13 @@ def _descent(model: nn.Module, stream: TextStream, test: Tensor) -> dict[str, Cu
     x = [float(n) for n in range(most + 1)]
     shown = p[config.num_steps].topk(5).indices.tolist()
     curves = {
-        f"descent/{stream.decode(torch.tensor([c]))!r}": Curve(x, p[:, c].tolist(), "steps", "probability")
+        f"figure/descent/{stream.decode(torch.tensor([c]))!r}": Curve(
+            x, p[:, c].tolist(), "steps", "probability"
+        )
         for c in shown
     }
     along = think(model, test[:, :-1], num_steps=most).energies.mean((0, 1)).tolist()
-    curves["descent/energy"] = Curve(x, along, "steps", "mean energy")
+    curves["figure/descent/energy"] = Curve(x, along, "steps", "mean energy")
     return curves
 
 
