@@ -82,8 +82,10 @@ class NestedLevels:
             axis.plot([place], [row], "o", color=f"C{place % 8}", ms=7)
             early = place < len(groups) / 2
             axis.annotate(
-                f"  {level.name}: {level.update_rule}  ",
+                f"{level.name}: {level.update_rule}",
                 (place, row),
+                xytext=(7 if early else -7, 0),
+                textcoords="offset points",
                 ha="left" if early else "right",
                 va="center",
                 fontsize="small",
