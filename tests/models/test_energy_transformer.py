@@ -34,6 +34,25 @@ def same(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("space", ["probability", "logit"])
+def test_a_step_is_the_formula(space: str) -> None:
+    model = make("system2", update_space=space)
+    body, projection = model.body, model.vocab_projection.weight
+    positions, visible = (
+        model._positions(None, None, 3, 0, T, IDS.device),
+        model._visible(None, 3, 0, T, IDS.device),
+    )
+    known = body.context(body.embed_tokens(IDS), positions, visible, step=0)
+    z = model.start_state(IDS).unsqueeze(1).requires_grad_()
+    p = z.softmax(-1)
+    energy = body.energies(p @ projection, known, positions, visible, step=0).sum()
+    if space == "probability":  # z' = p - alpha dE/dp
+        expected = p - 5.0 * torch.autograd.grad(energy, p)[0]
+    else:  # z' = z - alpha dE/dz
+        expected = z - 5.0 * torch.autograd.grad(energy, z)[0]
+    same(model(IDS, num_steps=1).logits, expected.squeeze(1))
+
+
 @pytest.mark.parametrize("kind", STEP_EMBEDDINGS)
 def test_cached_equals_uncached(kind: str) -> None:
     model = make("system1", step_embedding=kind)

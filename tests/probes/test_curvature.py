@@ -158,3 +158,9 @@ def test_it_prints_plots_and_refuses():
         curvature(lambda w: w["a"], {"a": torch.ones(3)})
     with pytest.raises(ValueError, match="floating-point"):
         curvature(lambda w: w["a"].sum(), {"a": torch.ones(3, dtype=torch.long)})
+
+
+def test_effective_rank_counts_equal_directions():
+    # Curvature 4 in seven directions: Tr(H)^2 / Tr(H^2) = 28^2 / 112.
+    point = {"w": torch.zeros(7, dtype=torch.float64)}
+    assert curvature(lambda w: 2 * w["w"].square().sum(), point).effective_rank == pytest.approx(7)
