@@ -1,21 +1,51 @@
 """How does it answer? Thinking, constrained decoding, search and prompting."""
 
-from gradatim.inference.boolean_prompting import PromptedAnswers, prompted_answers
-from gradatim.inference.gradient_scopes import scope_parameters
-from gradatim.inference.gradient_text import EpochState, GradientPredictor
-from gradatim.inference.in_context_text import InContextPredictor, ZeroShotPredictor, orders
-from gradatim.inference.order_averaging import OrderAveragedLogits
-from gradatim.inference.order_descent import StackedState, descend_orders
-from gradatim.inference.stacked_descent import StackedDescent
-from gradatim.inference.thinking import (
-    ThinkingCurve,
-    Thought,
-    think,
-    thinking_curve,
-    token_energies,
-    token_losses,
-)
-from gradatim.optim.energy_descent import EnergyTrace, minimize_energy
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradatim.inference.boolean_prompting import PromptedAnswers, prompted_answers
+    from gradatim.inference.gradient_scopes import scope_parameters
+    from gradatim.inference.gradient_text import EpochState, GradientPredictor
+    from gradatim.inference.in_context_text import InContextPredictor, ZeroShotPredictor, orders
+    from gradatim.inference.order_averaging import OrderAveragedLogits
+    from gradatim.inference.order_descent import StackedState, descend_orders
+    from gradatim.inference.stacked_descent import StackedDescent
+    from gradatim.inference.thinking import (
+        ThinkingCurve,
+        Thought,
+        think,
+        thinking_curve,
+        token_energies,
+        token_losses,
+    )
+    from gradatim.optim.energy_descent import EnergyTrace, minimize_energy
+
+# All of it is imported when asked for: a search by words must not wait seconds for torch.
+_LAZY = {
+    "EnergyTrace": "optim.energy_descent",
+    "EpochState": "inference.gradient_text",
+    "GradientPredictor": "inference.gradient_text",
+    "InContextPredictor": "inference.in_context_text",
+    "OrderAveragedLogits": "inference.order_averaging",
+    "PromptedAnswers": "inference.boolean_prompting",
+    "StackedDescent": "inference.stacked_descent",
+    "StackedState": "inference.order_descent",
+    "ThinkingCurve": "inference.thinking",
+    "Thought": "inference.thinking",
+    "ZeroShotPredictor": "inference.in_context_text",
+    "descend_orders": "inference.order_descent",
+    "minimize_energy": "optim.energy_descent",
+    "orders": "inference.in_context_text",
+    "prompted_answers": "inference.boolean_prompting",
+    "scope_parameters": "inference.gradient_scopes",
+    "think": "inference.thinking",
+    "thinking_curve": "inference.thinking",
+    "token_energies": "inference.thinking",
+    "token_losses": "inference.thinking",
+}
 
 __all__ = [
     "EnergyTrace",
@@ -39,3 +69,15 @@ __all__ = [
     "token_energies",
     "token_losses",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gradatim.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
