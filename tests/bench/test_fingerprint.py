@@ -101,6 +101,18 @@ def test_words_and_parts_it_does_not_use_change_nothing(house, file, old, new):
     assert house() == house([(file, old, new)])
 
 
+@pytest.mark.parametrize(("file", "counts"), [("fakeroom/one.py", True), ("fakeroom/two.py", False)])
+def test_a_lazy_room_is_followed_by_the_names_under_type_checking(house, file, counts):
+    lazy = (
+        "fakeroom/__init__.py",
+        "from gradatim.fakeroom.one import part",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from gradatim.fakeroom.one import part\n"
+        "from gradatim.fakeroom import one\ndef __getattr__(name):\n    return one.part",
+    )
+    before = house([lazy])
+    assert (house([(file, "return x", "return 7 + x")]) != before) == counts
+
+
 def test_real_studies_see_their_parts_but_not_the_engine():
     from gradatim import studies
 

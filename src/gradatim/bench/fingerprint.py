@@ -99,8 +99,10 @@ def _visit(module: str, symbol: str | None, seen: dict[str, str]) -> None:
         return
     tree = _parse(path)
     if path.name == "__init__.py" and symbol:
-        # A room re-exports: follow the one name to the file it comes from, not the whole room.
-        for n in tree.body:
+        # A room re-exports, some names lazily (those stand under `if TYPE_CHECKING:`): follow the one name to
+        # the file it comes from, not the whole room.
+        under_if = (n for block in tree.body if isinstance(block, ast.If) for n in block.body)
+        for n in (*tree.body, *under_if):
             if isinstance(n, ast.ImportFrom) and any((a.asname or a.name) == symbol for a in n.names):
                 original = next(a.name for a in n.names if (a.asname or a.name) == symbol)
                 base = f"{module}.{n.module}" if n.level else (n.module or "")
