@@ -59,13 +59,13 @@ def test_cached_equals_uncached(kind: str) -> None:
     with torch.no_grad():
         whole = model(IDS)
         first = model(IDS[:, :3], use_cache=True)
-        second = model(IDS[:, 3:5], past_key_values=first.past_key_values)
-        third = model(IDS[:, 5:], past_key_values=second.past_key_values, logits_to_keep=1)
+        second = model(IDS[:, 3:5], cache=first.cache)
+        third = model(IDS[:, 5:], cache=second.cache, logits_to_keep=1)
     same(torch.cat([first.logits, second.logits, third.logits], dim=1), whole.logits)
     same(torch.cat([first.energies, second.energies, third.energies], dim=1), whole.energies)
     layers = 2 if model.config.shares_context else 4
-    assert len(third.past_key_values.layers) == layers
-    assert third.past_key_values.get_seq_length() == T
+    assert len(third.cache.layers) == layers
+    assert third.cache.get_seq_length() == T
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -224,7 +224,7 @@ def test_callers_without_gradients(mode: type) -> None:
     with mode():
         ids = IDS.clone()
         found = model(ids, labels=ids, use_cache=True)
-        later = model(ids[:, -1:], past_key_values=found.past_key_values)
+        later = model(ids[:, -1:], cache=found.cache)
     same(found.logits, expected.logits.detach())
     same(found.loss, expected.loss.detach())
     assert later.logits.shape == (3, 1, V)
@@ -337,7 +337,7 @@ def test_an_own_cache_and_batches_of_none() -> None:
     model = make()
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(IDS, past_key_values=cache, use_cache=True)
+        model(IDS, cache=cache, use_cache=True)
         empty = model(torch.zeros(0, 4, dtype=torch.int64))
     assert cache.get_seq_length() == T
     assert empty.logits.shape == (0, 4, V)

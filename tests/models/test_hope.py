@@ -49,11 +49,11 @@ def test_cached_equals_uncached(kind):
     with torch.no_grad():
         whole = model(IDS)
         first = model(IDS[:, :6], use_cache=True)
-        second = model(IDS[:, 6:7], past_key_values=first.past_key_values)
-        third = model(IDS[:, 7:], past_key_values=second.past_key_values, logits_to_keep=2)
+        second = model(IDS[:, 6:7], cache=first.cache)
+        third = model(IDS[:, 7:], cache=second.cache, logits_to_keep=2)
     same(torch.cat([first.logits, second.logits, third.logits], dim=1)[:, :7], whole.logits[:, :7])
     same(third.logits, whole.logits[:, -2:])
-    assert third.past_key_values.get_seq_length() == T
+    assert third.cache.get_seq_length() == T
 
 
 @ALL
@@ -178,10 +178,8 @@ def test_a_batch_of_different_lengths_generates_what_each_would_alone(kind):
 def test_a_cache_is_carried_from_one_generation_to_the_next():
     model = make()
     first = model.generate(IDS, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-    assert isinstance(first.past_key_values, HopeCache)
-    on = model.generate(
-        first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False
-    )
+    assert isinstance(first.cache, HopeCache)
+    on = model.generate(first.sequences, cache=first.cache, max_new_tokens=4, do_sample=False)
     assert torch.equal(on, model.generate(IDS, max_new_tokens=8, do_sample=False))
 
 
@@ -195,12 +193,12 @@ def test_cached_steps_read_one_token_each():
 
 def test_a_memory_takes_nothing_back():
     model = make()
-    cache = model(IDS, use_cache=True).past_key_values
+    cache = model(IDS, use_cache=True).cache
     cache.crop(0)
     with pytest.raises(RuntimeError, match="cannot take back"):
         cache.crop(-1)
     size = [t.numel() for s in cache.states for t in s.tensors()]
-    model(IDS, past_key_values=cache)
+    model(IDS, cache=cache)
     assert [t.numel() for s in cache.states for t in s.tensors()] == size  # whatever the length
     cache.reset()
     assert cache.get_seq_length() == 0
@@ -433,7 +431,7 @@ def test_bad_input_is_refused():
         model.stream(IDS[:, :1])
     foreign = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=4, n_layer=1, n_head=1))(IDS, use_cache=True)
     with pytest.raises(ValueError, match="must be a HopeCache, got DynamicCache"):
-        model(IDS, past_key_values=foreign.past_key_values)
+        model(IDS, cache=foreign.cache)
     for settings, says in (
         ({"mixer": "magic"}, "mixer must be one of"),
         ({"hidden_size": 13}, "cannot be divided"),

@@ -79,7 +79,7 @@ def encode_prefix(model: Any, ids: Sequence[int]) -> Prefix | None:
         return None
     check_length(model, [ids])
     tokens = torch.tensor([list(ids)], device=model.device)
-    cache = model(tokens, use_cache=True, **keep_last(model)).past_key_values
+    cache = model(tokens, use_cache=True, **keep_last(model)).cache
     layers = getattr(cache, "layers", None)
     # Sliding windows and recurrent states cannot be cut at an earlier token.
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
@@ -118,7 +118,7 @@ def next_token_logits(
             ids, mask = pad_left([prompts[i][cached:] for i in rows], model.device)
             inputs: dict[str, Any] = positions(mask, cached)
             if prefix is not None and cached:
-                inputs["past_key_values"] = prefix.cache(model, len(rows), cached)
+                inputs["cache"] = prefix.cache(model, len(rows), cached)
             logits = model(ids, use_cache=cached > 0, **inputs, **keep_last(model)).logits[:, -1]
             for i, row in zip(rows, logits, strict=True):
                 out[i] = row if row.dtype == torch.float64 else row.float()

@@ -46,7 +46,7 @@ class EnergyTransformerConfig(PreTrainedConfig):
     """
 
     model_type = "gradatim_energy_transformer"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012
 
     def __init__(
         self,

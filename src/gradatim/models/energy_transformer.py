@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import ModelOutput
 
 from gradatim.models.energy_body import EnergyBody
@@ -43,7 +44,7 @@ class EnergyCausalLMOutput(ModelOutput):
     step_losses        [steps] detached losses after each step that was scored
     candidate_energies [batch, candidates, T] final energies, where there were several candidates
     steps_taken        [batch, T] steps that moved each position
-    past_key_values    the context's keys and values
+    cache              the context's keys and values
     """
 
     loss: Tensor | None = None
@@ -52,7 +53,7 @@ class EnergyCausalLMOutput(ModelOutput):
     step_losses: Tensor | None = None
     candidate_energies: Tensor | None = None
     steps_taken: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
 
 class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
@@ -71,7 +72,7 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _no_split_modules = ["EnergyBlock"]  # noqa: RUF012
     _supports_sdpa = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
     _tied_weights_keys = {"vocab_projection.weight": "body.embed_tokens.weight"}  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["step_size"]  # noqa: RUF012
 
@@ -137,12 +138,13 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """An empty buffer as the configuration wants it, or None where it wants none."""
         return ReplayBuffer(self.config.replay_capacity) if self.config.replay_capacity else None
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -164,7 +166,7 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [batch, time]. attention_mask: [batch, stored + time], 0 for padding (left or right).
             labels: [batch, time] as `input_ids`; shifted here, -100 is not scored.
-            past_key_values: what `use_cache` returned. Only new positions descend.
+            cache: what `use_cache` returned. Only new positions descend.
             logits_to_keep: only the last so many positions descend (0: all).
             num_steps, step_size, langevin_noise_std: of this call. In training the configuration's random
                 ranges apply where they are not given; in evaluation there is no noise unless given.
@@ -190,9 +192,8 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             embeddings = self._embed(input_ids, inputs_embeds)
             batch, time = embeddings.shape[:2]
             use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-            if use_cache and past_key_values is None:
-                past_key_values = DynamicCache()
-            cache = past_key_values
+            if use_cache and cache is None:
+                cache = DynamicCache()
             past = 0 if cache is None else cache.get_seq_length()
             visible = self._visible(attention_mask, batch, past, time, embeddings.device)
             positions = self._positions(position_ids, attention_mask, batch, past, time, embeddings.device)
@@ -425,7 +426,7 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             step_losses=_detached(found.losses) if scored else None,
             candidate_energies=found.candidate_energies,
             steps_taken=found.steps_taken,
-            past_key_values=cache,
+            cache=cache,
         )
 
 

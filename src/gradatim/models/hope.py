@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import ModelOutput
 
 from gradatim.models.continuum_memory import ContinuumMemory
@@ -39,14 +40,14 @@ class HopeCausalLMOutput(ModelOutput):
 
     loss             mean cross-entropy of the labels
     logits           [batch, T, V]
-    past_key_values  the `HopeCache`, where one was used
+    cache            the `HopeCache`, where one was used
     memory_state     one state per layer, after the last token; give it to the next call to read on
     hidden_states    [batch, time, D] of the embedding and every layer, where asked for
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     memory_state: tuple[LayerState, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -114,7 +115,7 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["HopeBlock"]  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True
-    _skip_keys_device_placement = ["past_key_values", "memory_state"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "memory_state"]  # noqa: RUF012
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: HopeConfig, *, seed: int | None = None) -> None:
@@ -183,12 +184,13 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):
         """Replace it."""
         self.lm_head = new_embeddings
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         memory_state: Sequence[LayerState] | None = None,
         inputs_embeds: Float[Tensor, "batch time dim"] | None = None,
         labels: Tensor | None = None,
@@ -205,7 +207,7 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: [batch, time] or [batch, stored + time]; 0 where a sample has no token, on any
                 side. Such positions change no state, and their logits mean nothing.
             position_ids: not read: places are counted by the states.
-            past_key_values: a `HopeCache`, carried on in place.
+            cache: a `HopeCache`, carried on in place.
             memory_state: of an earlier output, to read on from there; it is not changed. Detach it
                 (`state.detach()`) where training should not reach back.
             labels: [batch, time] as `input_ids`; shifted here, -100 is not scored.
@@ -216,13 +218,12 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if past_key_values is not None and memory_state is not None:
-            raise ValueError("give past_key_values or memory_state, not both")
-        if past_key_values is not None and not isinstance(past_key_values, HopeCache):
-            raise ValueError(f"past_key_values must be a HopeCache, got {type(past_key_values).__name__}")
+        if cache is not None and memory_state is not None:
+            raise ValueError("give cache or memory_state, not both")
+        if cache is not None and not isinstance(cache, HopeCache):
+            raise ValueError(f"cache must be a HopeCache, got {type(cache).__name__}")
         h = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        cache = past_key_values
         if cache is None and use_cache:
             cache = HopeCache(len(self.layers), None if memory_state is None else list(memory_state))
         before: Sequence[LayerState | None] = [None] * len(self.layers)
@@ -263,7 +264,7 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):
         output = HopeCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache if use_cache else None,
+            cache=cache if use_cache else None,
             memory_state=tuple(states),
             hidden_states=tuple(seen) if output_hidden_states else None,
         )
@@ -352,11 +353,11 @@ class HopeForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         if generation_config.cache_implementation is not None:
             raise ValueError("Hope has one kind of cache: leave cache_implementation out")
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get("cache")
         if given is not None:
             given._is_user_defined = True  # `generate` must not read ahead with it
         elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = HopeCache(len(self.layers))
+            model_kwargs["cache"] = HopeCache(len(self.layers))
 
 
 def mixer_levels(mixer: nn.Module) -> list[dict[str, Any]]:

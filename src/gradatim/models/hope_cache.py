@@ -81,6 +81,11 @@ class HopeCache(Cache):
         return False
 
     @property
+    def is_linear(self) -> list[bool]:
+        """False for every layer: a call that goes on with this object is given new tokens only."""
+        return [False] * len(self.states)
+
+    @property
     def is_croppable(self) -> bool:
         """False: a memory forgets nothing on demand."""
         return False

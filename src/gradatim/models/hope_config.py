@@ -35,7 +35,7 @@ class HopeConfig(PreTrainedConfig):
     """
 
     model_type = "gradatim_hope"
-    keys_to_ignore_at_inference = ["past_key_values", "memory_state"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "memory_state"]  # noqa: RUF012
 
     def __init__(
         self,
