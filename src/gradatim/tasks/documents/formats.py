@@ -10,12 +10,12 @@ from gradatim.tasks.documents.passages import Passage
 Reader = Callable[[bytes, str], Iterator[Passage]]
 
 _CODE = (
-    ".c", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".hxx", ".cu", ".cuh", ".m", ".mm", ".cs", ".java", ".kt", ".kts",
-    ".scala", ".groovy", ".go", ".rs", ".swift", ".js", ".jsx", ".mjs", ".cjs", ".ts", ".tsx", ".vue", ".svelte",
-    ".php", ".rb", ".pl", ".pm", ".lua", ".r", ".jl", ".hs", ".ml", ".mli", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el",
-    ".scm", ".f", ".f90", ".f95", ".for", ".pas", ".d", ".zig", ".nim", ".dart", ".sh", ".bash", ".zsh", ".fish", ".ps1",
-    ".sql", ".proto", ".cmake", ".pyx", ".pxd", ".css", ".scss", ".less", ".v", ".sv", ".vhd", ".asm", ".s", ".glsl",
-    ".wgsl",
+    ".c", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".hxx", ".cu", ".cuh", ".m", ".mm", ".cs",
+    ".java", ".kt", ".kts", ".scala", ".groovy", ".go", ".rs", ".swift", ".js", ".jsx", ".mjs", ".cjs",
+    ".ts", ".tsx", ".vue", ".svelte", ".php", ".rb", ".pl", ".pm", ".lua", ".r", ".jl", ".hs", ".ml",
+    ".mli", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el", ".scm", ".f", ".f90", ".f95", ".for", ".pas",
+    ".d", ".zig", ".nim", ".dart", ".sh", ".bash", ".zsh", ".fish", ".ps1", ".sql", ".proto", ".cmake",
+    ".pyx", ".pxd", ".css", ".scss", ".less", ".v", ".sv", ".vhd", ".asm", ".s", ".glsl", ".wgsl",
 )  # fmt: skip
 
 _BY_SUFFIX = {
@@ -30,8 +30,8 @@ _BY_SUFFIX = {
 
 # Data that would drown the words of everything else, though it decodes as text.
 NO_READER = frozenset({
-    ".json", ".geojson", ".ipynb", ".xml", ".svg", ".map", ".lock", ".pem", ".crt", ".key", ".ps", ".eps", ".rtf",
-    ".sum", ".patch", ".diff", ".po", ".mo",
+    ".json", ".geojson", ".ipynb", ".xml", ".svg", ".map", ".lock", ".pem", ".crt", ".key", ".ps",
+    ".eps", ".rtf", ".sum", ".patch", ".diff", ".po", ".mo",
 })  # fmt: skip
 NO_READER_NAMES = frozenset({"package-lock.json", "yarn.lock", "poetry.lock"})
 

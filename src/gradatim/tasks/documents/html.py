@@ -11,13 +11,13 @@ from gradatim.tasks.documents.passages import Block, Passage, UnreadableError, p
 
 _BLOCKS = frozenset({
     "address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "dialog",
-    "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6",
-    "header", "hr", "html", "legend", "li", "main", "menu", "ol", "p", "pre", "search", "section", "summary", "table",
-    "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
+    "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4",
+    "h5", "h6", "header", "hr", "html", "legend", "li", "main", "menu", "ol", "p", "pre", "search",
+    "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
 })  # fmt: skip
 _UNSEEN = frozenset({
-    "script", "style", "template", "noscript", "head", "nav", "svg", "math", "object", "iframe", "textarea",
-    "select", "button",
+    "script", "style", "template", "noscript", "head", "nav", "svg", "math", "object", "iframe",
+    "textarea", "select", "button",
 })  # fmt: skip
 
 
