@@ -17,9 +17,11 @@ from gradatim.models.auto_registration import register_auto_classes, register_wh
 from gradatim.models.boosted_head import BoostedHead
 from gradatim.models.boosted_network import BoostedMLPClassifier, BoostedMLPRegressor
 from gradatim.models.boosted_objectives import BoostingObjective, CrossEntropy, LogExponential, SquaredError
+from gradatim.models.causal_embedder import causal_embedder
 from gradatim.models.causal_lm import (
     CausalLMUnavailableError,
     causal_lm_digest,
+    causal_lm_source,
     check_causal_lm,
     load_causal_lm,
     untrained_twin,
@@ -27,6 +29,7 @@ from gradatim.models.causal_lm import (
 from gradatim.models.context_programs import ContextProgram, Program, ridge_program, sgd_program
 from gradatim.models.continuum_memory import ContinuumMemory
 from gradatim.models.continuum_wrapper import wrap_mlps
+from gradatim.models.conv_knrm import ConvKNRM
 from gradatim.models.decoder import Decoder, KeyValueCache
 from gradatim.models.delta_rule import DeltaRule
 from gradatim.models.denoisers import DiffusionDenoiser, FeedForwardDenoiser
@@ -39,9 +42,12 @@ from gradatim.models.in_context_classifier import InContextClassifier
 from gradatim.models.level_clocks import ContinuumState, LevelClocks
 from gradatim.models.level_writer import LevelWriter
 from gradatim.models.linear_self_attention import LinearSelfAttention
+from gradatim.models.load_embedder import load_embedder
 from gradatim.models.meta_sgd import MetaSGD, anil, fomaml, maml
 from gradatim.models.meta_training import MetaTraining
+from gradatim.models.prefix_encoding import encode_with_prefix
 from gradatim.models.replay_buffer import ReplayBuffer
+from gradatim.models.reranker_training import load_cross_encoder, rerank_run, train_reranker
 from gradatim.models.self_modifying_memory import SelfModifyingMemory
 from gradatim.models.single_query_attention import SingleQueryAttention
 from gradatim.models.text_encoder import (
@@ -60,8 +66,10 @@ if TYPE_CHECKING:
     from gradatim.models.hope_config import HopeConfig
     from gradatim.models.in_context import InContextConfig, InContextModel, InContextTransformer
     from gradatim.models.in_context_recurrent import InContextGRU, InContextLSTM
+    from gradatim.models.instruction_pooling import InstructionPooling
     from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
     from gradatim.models.lstm_language_model import LSTMConfig, LSTMForCausalLM
+    from gradatim.models.paragraph_vector import ParagraphVector
 
 # What builds on Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
 _LAZY = {
@@ -78,10 +86,12 @@ _LAZY = {
     "InContextModel": "in_context",
     "InContextRetNet": "attention_free",
     "InContextTransformer": "in_context",
+    "InstructionPooling": "instruction_pooling",
     "LSAConfig": "linear_attention",
     "LSTMConfig": "lstm_language_model",
     "LSTMForCausalLM": "lstm_language_model",
     "LinearAttentionRegressor": "linear_attention",
+    "ParagraphVector": "paragraph_vector",
 }
 
 __all__ = [
@@ -94,6 +104,7 @@ __all__ = [
     "ContextProgram",
     "ContinuumMemory",
     "ContinuumState",
+    "ConvKNRM",
     "CrossEntropy",
     "Decoder",
     "DeltaRule",
@@ -120,6 +131,7 @@ __all__ = [
     "InContextModel",
     "InContextRetNet",
     "InContextTransformer",
+    "InstructionPooling",
     "KeyValueCache",
     "LSAConfig",
     "LSTMConfig",
@@ -132,6 +144,7 @@ __all__ = [
     "LogExponential",
     "MetaSGD",
     "MetaTraining",
+    "ParagraphVector",
     "Program",
     "QuadraticHead",
     "ReLUHead",
@@ -141,19 +154,26 @@ __all__ = [
     "SquaredError",
     "anil",
     "attention_gradient",
+    "causal_embedder",
     "causal_lm_digest",
+    "causal_lm_source",
     "check_causal_lm",
     "check_text_encoder",
     "encode_texts",
+    "encode_with_prefix",
     "encoder_digest",
     "fomaml",
     "load_causal_lm",
+    "load_cross_encoder",
+    "load_embedder",
     "load_text_encoder",
     "maml",
     "register_auto_classes",
+    "rerank_run",
     "ridge_program",
     "sgd_program",
     "train_attention",
+    "train_reranker",
     "untrained_twin",
     "wrap_mlps",
 ]

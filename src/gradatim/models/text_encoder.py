@@ -44,7 +44,7 @@ def load_text_encoder(
     MiniLM was trained on over a billion pairs that include MS MARCO, Natural Questions, SQuAD and
     CodeSearchNet: scores on those are contaminated.
     """
-    folder = _folder(name)
+    folder = encoder_folder(name)
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -70,7 +70,7 @@ def load_text_encoder(
 
 def check_text_encoder(name: str = DEFAULT_ENCODER) -> None:
     """Raises EncoderUnavailableError at once if "minilm" is not installed or a path does not exist."""
-    _folder(name)
+    encoder_folder(name)
 
 
 def default_cache() -> Path:
@@ -142,7 +142,7 @@ def _encode(model: SentenceTransformer, texts: Sequence[str], batch_size: int) -
 def encoder_digest(name: str = DEFAULT_ENCODER) -> str:
     """SHA-256 of the encoder's files, or of its weights where it has to be fetched by name."""
     digest = hashlib.sha256()
-    folder = _folder(name)
+    folder = encoder_folder(name)
     if folder is not None:
         for file in sorted(
             p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".bin", ".txt"}
@@ -156,7 +156,7 @@ def encoder_digest(name: str = DEFAULT_ENCODER) -> str:
     return digest.hexdigest()
 
 
-def _folder(name: str) -> Path | None:
+def encoder_folder(name: str) -> Path | None:
     """Where the encoder lies on this machine; None for a name that has to be fetched."""
     if name == DEFAULT_ENCODER:
         try:

@@ -193,8 +193,12 @@ def bm25_run(
     k1: float = 1.4,
     b: float = 0.4,
     query_ids: Iterable[str] | None = None,
+    keep_scores: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """The `k` best documents per query by BM25 (Lucene's variant, English stop words, no stemming)."""
+    """The `k` best documents per query by BM25 (Lucene's variant, English stop words, no stemming).
+
+    Scores fall with rank; with `keep_scores` they are BM25's own, for what reads more in them than an order.
+    """
     import bm25s
 
     ids = list(task.queries if query_ids is None else query_ids)
@@ -207,7 +211,8 @@ def bm25_run(
         known = [word for word in words if word in index.vocab_dict]
         scores = index.get_scores(known) if known else np.zeros(len(task.corpus), dtype=np.float32)
         columns, values = rank_documents(scores[None], k)
-        run[query] = ranked([task.doc_ids[c] for c, v in zip(columns[0], values[0], strict=True) if v > 0])
+        found = {task.doc_ids[c]: float(v) for c, v in zip(columns[0], values[0], strict=True) if v > 0}
+        run[query] = found if keep_scores else ranked(list(found))
     return run
 
 
