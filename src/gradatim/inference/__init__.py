@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from gradatim.inference.boolean_prompting import PromptedAnswers, prompted_answers
     from gradatim.inference.gradient_scopes import scope_parameters
     from gradatim.inference.gradient_text import EpochState, GradientPredictor
+    from gradatim.inference.hamming import HammingIndex, hamming_distances
     from gradatim.inference.in_context_text import InContextPredictor, ZeroShotPredictor, orders
+    from gradatim.inference.index_file import IndexFormatError
     from gradatim.inference.order_averaging import OrderAveragedLogits
     from gradatim.inference.order_descent import StackedState, descend_orders
     from gradatim.inference.stacked_descent import StackedDescent
+    from gradatim.inference.substring_processor import SubstringLogitsProcessor
     from gradatim.inference.thinking import (
         ThinkingCurve,
         Thought,
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
         token_energies,
         token_losses,
     )
+    from gradatim.inference.token_index import TokenIndex
     from gradatim.optim.energy_descent import EnergyTrace, minimize_energy
 
 # All of it is imported when asked for: a search by words must not wait seconds for torch.
@@ -28,15 +32,20 @@ _LAZY = {
     "EnergyTrace": "optim.energy_descent",
     "EpochState": "inference.gradient_text",
     "GradientPredictor": "inference.gradient_text",
+    "HammingIndex": "inference.hamming",
     "InContextPredictor": "inference.in_context_text",
+    "IndexFormatError": "inference.index_file",
     "OrderAveragedLogits": "inference.order_averaging",
     "PromptedAnswers": "inference.boolean_prompting",
     "StackedDescent": "inference.stacked_descent",
     "StackedState": "inference.order_descent",
+    "SubstringLogitsProcessor": "inference.substring_processor",
     "ThinkingCurve": "inference.thinking",
     "Thought": "inference.thinking",
+    "TokenIndex": "inference.token_index",
     "ZeroShotPredictor": "inference.in_context_text",
     "descend_orders": "inference.order_descent",
+    "hamming_distances": "inference.hamming",
     "minimize_energy": "optim.energy_descent",
     "orders": "inference.in_context_text",
     "prompted_answers": "inference.boolean_prompting",
@@ -51,15 +60,20 @@ __all__ = [
     "EnergyTrace",
     "EpochState",
     "GradientPredictor",
+    "HammingIndex",
     "InContextPredictor",
+    "IndexFormatError",
     "OrderAveragedLogits",
     "PromptedAnswers",
     "StackedDescent",
     "StackedState",
+    "SubstringLogitsProcessor",
     "ThinkingCurve",
     "Thought",
+    "TokenIndex",
     "ZeroShotPredictor",
     "descend_orders",
+    "hamming_distances",
     "minimize_energy",
     "orders",
     "prompted_answers",

@@ -24,11 +24,13 @@ from gradatim.tasks.docstrings import (
     docstring_texts,
     linked_split,
 )
+from gradatim.tasks.embedding_tasks import classification_rows, clustering_rows, similarity_rows
 from gradatim.tasks.few_shot import Tasks, tasks_of_contexts
 from gradatim.tasks.formal_languages import FORMAL_LANGUAGES, FormalLanguage, LabelledStrings
 from gradatim.tasks.formal_text import FORMAL_TEXTS, arithmetic_text, dyck_text, python_source_text
 from gradatim.tasks.ginc import GINC, GINCPrompts
 from gradatim.tasks.image_denoising import DigitImages, NoiseSchedule, digit_images, psnr
+from gradatim.tasks.in_context_prompt import InContextPrompt
 from gradatim.tasks.linear_regression import LinearRegressionTask
 from gradatim.tasks.nonlinear_regression import ContextPool, NetworkTask, SineTask
 from gradatim.tasks.retrieval import (
@@ -48,9 +50,11 @@ from gradatim.tasks.text_classification import (
     statements,
 )
 from gradatim.tasks.text_stream import TextStream, text_stream
+from gradatim.tasks.tied_retrieval import retrieval_scores, shared_labels
 
 if TYPE_CHECKING:
     from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
+    from gradatim.tasks.in_context_collator import InContextCollator
     from gradatim.tasks.resampling import ResampleCallback
 
 __all__ = [
@@ -72,6 +76,8 @@ __all__ = [
     "GINCPrompts",
     "GradedRetrievalEvaluator",
     "ICLBatch",
+    "InContextCollator",
+    "InContextPrompt",
     "LabelledStrings",
     "LinearRegressionTask",
     "NetworkTask",
@@ -91,6 +97,8 @@ __all__ = [
     "TextTask",
     "arithmetic_text",
     "bm25_run",
+    "classification_rows",
+    "clustering_rows",
     "context_generator",
     "dense_run",
     "digit_images",
@@ -112,6 +120,9 @@ __all__ = [
     "random_instances",
     "read_text_classification",
     "relu_instance",
+    "retrieval_scores",
+    "shared_labels",
+    "similarity_rows",
     "statements",
     "tasks_of_contexts",
     "text_stream",
@@ -126,6 +137,10 @@ def __getattr__(name: str) -> Any:
         from gradatim.tasks.resampling import ResampleCallback
 
         return ResampleCallback
+    if name == "InContextCollator":
+        from gradatim.tasks.in_context_collator import InContextCollator
+
+        return InContextCollator
     if name == "GradedRetrievalEvaluator":
         from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
 
