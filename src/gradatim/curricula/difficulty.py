@@ -22,7 +22,7 @@ document outside the run 1000th; here such a document has H = 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -86,7 +86,7 @@ class KDEScore:
     Raises ValueError for another bandwidth.
     """
 
-    bandwidth: Literal["scott", "silverman"] | float = "scott"
+    bandwidth: str | int | float = "scott"
 
     def __post_init__(self) -> None:
         named = isinstance(self.bandwidth, str)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Unit = Literal["iteration", "epoch", "step"]
@@ -45,7 +45,7 @@ class LinearCurriculum:
     unit: Unit = "iteration"
     iteration_size: int = 512
     anti: bool = False
-    smooth: float = 1e-8
+    smooth: int | float = 1e-8
     normalize: bool = False
 
     def __post_init__(self) -> None:
@@ -62,14 +62,14 @@ class LinearCurriculum:
         if not (math.isfinite(self.smooth) and self.smooth >= 0):
             raise ValueError(f"smooth={self.smooth} must be a finite number of at least 0")
 
-    def position(self, samples: int, steps: int, epochs: float) -> float:
+    def position(self, samples: int, steps: int, epochs: int | float) -> int | float:
         """The one of three counts that `weight` wants as `position`: samples, steps or epochs so far.
 
         Counts are over all processes: samples = steps x processes x batch per process x accumulation.
         """
         return {"iteration": samples, "step": steps, "epoch": epochs}[self.unit]
 
-    def progress(self, position: float) -> float:
+    def progress(self, position: int | float) -> float:
         """i / m in [0, 1], with i the completed units at `position`; 0 for a curriculum without end."""
         if position < 0:
             raise ValueError(f"position={position} is negative; count samples, steps or epochs from 0")
@@ -80,7 +80,7 @@ class LinearCurriculum:
         units = whole // self.iteration_size if self.unit == "iteration" else whole
         return min(units / self.end, 1.0)
 
-    def weight(self, difficulty: Float[Tensor, "*batch"], position: float) -> Float[Tensor, "*batch"]:
+    def weight(self, difficulty: Shaped[Tensor, "*batch"], position: int | float) -> Float[Tensor, "*batch"]:
         """W_i(s) for every D(s), as float32 at least and without gradient.
 
         `position` counts what `unit` says: samples for "iteration", steps for "step", epochs for "epoch".

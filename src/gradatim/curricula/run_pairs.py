@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from gradatim.tasks.retrieval import Qrels, Run
 if TYPE_CHECKING:
     from datasets import Dataset
 
-By = Literal["query", "positive"]
+BY = ("query", "positive")
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class RunPairs(TorchDataset[Pair]):
         run: Run,
         qrels: Qrels,
         seed: int,
-        by: By = "query",
+        by: str = "query",
         negatives: int = 1,
         least_grade: int = 1,
     ) -> None:
-        if by not in get_args(By):
+        if by not in BY:
             raise ValueError(f"by={by!r} is unknown; choose query or positive")
         if negatives < 1:
             raise ValueError(f"negatives={negatives}: a pair needs at least 1")
@@ -134,7 +134,7 @@ def sample_pairs(
     run: Run,
     qrels: Qrels,
     seed: int,
-    by: By = "query",
+    by: str = "query",
     count: int | None = None,
     negatives: int = 1,
     least_grade: int = 1,

@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gradatim.losses.multi_positive import OBJECTIVES, multi_positive_loss
+from gradatim.losses.pairwise_curriculum import PAIRWISE_KINDS, PairwiseCurriculumLoss, pairwise_loss
+from gradatim.losses.pointwise_curriculum import POINTWISE_KINDS, PointwiseCurriculumLoss, pointwise_loss
 from gradatim.losses.soft_labels import soft_label_loss
 
 if TYPE_CHECKING:
@@ -22,11 +24,17 @@ _LAZY = {
 
 __all__ = [
     "OBJECTIVES",
+    "PAIRWISE_KINDS",
+    "POINTWISE_KINDS",
     "CachedMultiPositiveRankingLoss",
     "InBatchTeacher",
     "MultiPositiveRankingLoss",
+    "PairwiseCurriculumLoss",
+    "PointwiseCurriculumLoss",
     "SoftLabelRankingLoss",
     "multi_positive_loss",
+    "pairwise_loss",
+    "pointwise_loss",
     "soft_label_loss",
 ]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -24,11 +24,11 @@ from gradatim.curricula.linear import LinearCurriculum
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Weighting = Literal["sample", "batch"]
+WEIGHTINGS = ("sample", "batch")
 
 
 def weighted_mean(
-    rows: Float[Tensor, " batch"], weight: Float[Tensor, " batch"], weighting: Weighting = "sample"
+    rows: Float[Tensor, " batch"], weight: Float[Tensor, " batch"], weighting: str = "sample"
 ) -> Float[Tensor, ""]:
     """mean W L, or mean W times mean L with `weighting="batch"`."""
     if weighting == "batch":
@@ -37,10 +37,10 @@ def weighted_mean(
 
 
 def check_weighting(
-    weighting: str, curriculum: LinearCurriculum | None, smooth: float | None
+    weighting: str, curriculum: LinearCurriculum | None, smooth: int | float | None
 ) -> LinearCurriculum | None:
     """The curriculum with the loss's own `smooth`, where it has one; refuses unknown weightings."""
-    if weighting not in get_args(Weighting):
+    if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r} is unknown; choose sample or batch")
     if curriculum is None or smooth is None:
         return curriculum

@@ -18,7 +18,7 @@ nogueira_cross_entropy: Passage Re-ranking with BERT, 2019, arXiv 1901.04085.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from gradatim.curricula.linear import LinearCurriculum, check_difficulty
 from gradatim.losses.curriculum_weighting import (
-    Weighting,
     check_scores,
     check_single_logit,
     check_weighting,
@@ -37,8 +36,7 @@ from gradatim.losses.curriculum_weighting import (
 )
 from gradatim.losses.multi_positive import Reduction, reduce_rows, softplus
 
-PairwiseKind = Literal["softmax", "cross_entropy", "nogueira_cross_entropy", "hinge", "mse"]
-PAIRWISE_KINDS: tuple[PairwiseKind, ...] = get_args(PairwiseKind)
+PAIRWISE_KINDS = ("softmax", "cross_entropy", "nogueira_cross_entropy", "hinge", "mse")
 
 _LABELS = "the difficulty D in [0, 1], or a list of one per negative"
 
@@ -46,8 +44,8 @@ _LABELS = "the difficulty D in [0, 1], or a list of one per negative"
 def pairwise_loss(
     scores: Float[Tensor, "batch candidates"],
     *,
-    loss: PairwiseKind = "softmax",
-    margin: float = 0.0,
+    loss: str = "softmax",
+    margin: int | float = 0.0,
     reduction: Reduction = "mean",
     weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
@@ -109,11 +107,11 @@ class PairwiseCurriculumLoss(nn.Module):
     def __init__(
         self,
         model: Any,
-        loss: PairwiseKind = "softmax",
-        margin: float = 0.0,
+        loss: str = "softmax",
+        margin: int | float = 0.0,
         curriculum: LinearCurriculum | None = None,
-        weighting: Weighting = "sample",
-        smooth: float | None = None,
+        weighting: str = "sample",
+        smooth: int | float | None = None,
     ) -> None:
         super().__init__()
         if loss not in PAIRWISE_KINDS:
@@ -126,7 +124,7 @@ class PairwiseCurriculumLoss(nn.Module):
         self.margin = margin
         self.curriculum = check_weighting(weighting, curriculum, smooth)
         self.weighting = weighting
-        self.position: float = 0
+        self.position: int | float = 0
         self.step: int | None = None
         self._negatives: int | None = None
 

@@ -18,7 +18,7 @@ Source: Training Curricula for Open Domain Answer Re-Ranking, SIGIR 2020, arXiv 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from gradatim.curricula.difficulty import pointwise_difficulty
 from gradatim.curricula.linear import LinearCurriculum, check_difficulty
 from gradatim.losses.curriculum_weighting import (
-    Weighting,
     check_scores,
     check_single_logit,
     check_weighting,
@@ -39,8 +38,7 @@ from gradatim.losses.curriculum_weighting import (
 from gradatim.losses.multi_positive import Reduction, reduce_rows, softplus
 from gradatim.losses.pairwise_curriculum import CITATION
 
-PointwiseKind = Literal["mse", "l1", "smooth_l1", "cross_entropy", "cross_entropy_logits", "softmax"]
-POINTWISE_KINDS: tuple[PointwiseKind, ...] = get_args(PointwiseKind)
+POINTWISE_KINDS = ("mse", "l1", "smooth_l1", "cross_entropy", "cross_entropy_logits", "softmax")
 
 UNJUDGED = -999
 """The grade by which collections say that nobody judged the document; it counts as 0."""
@@ -52,7 +50,7 @@ def pointwise_loss(
     scores: Float[Tensor, " batch"],
     relevance: Float[Tensor, " batch"],
     *,
-    loss: PointwiseKind = "mse",
+    loss: str = "mse",
     reduction: Reduction = "mean",
     weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
@@ -129,10 +127,10 @@ class PointwiseCurriculumLoss(nn.Module):
     def __init__(
         self,
         model: Any,
-        loss: PointwiseKind = "mse",
+        loss: str = "mse",
         curriculum: LinearCurriculum | None = None,
-        weighting: Weighting = "sample",
-        smooth: float | None = None,
+        weighting: str = "sample",
+        smooth: int | float | None = None,
     ) -> None:
         super().__init__()
         if loss not in POINTWISE_KINDS:
@@ -142,7 +140,7 @@ class PointwiseCurriculumLoss(nn.Module):
         self.loss = loss
         self.curriculum = check_weighting(weighting, curriculum, smooth)
         self.weighting = weighting
-        self.position: float = 0
+        self.position: int | float = 0
         self.step: int | None = None
 
     def forward(

@@ -14,20 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradatim.curricula.difficulty import Heuristic, pairwise_difficulty
 from gradatim.curricula.linear import LinearCurriculum
-from gradatim.curricula.run_pairs import By, Pair, heuristic_table, ranked_documents, sample_pairs
-from gradatim.losses.curriculum_weighting import Weighting
+from gradatim.curricula.run_pairs import Pair, heuristic_table, ranked_documents, sample_pairs
 from gradatim.losses.pairwise_curriculum import PairwiseCurriculumLoss
 from gradatim.losses.pointwise_curriculum import PointwiseCurriculumLoss
 from gradatim.tasks.retrieval import Qrels, Run, evaluate_run, ranked
 
-Kind = Literal["pairwise", "pointwise"]
+KINDS = ("pairwise", "pointwise")
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,17 @@ def train_reranker(
     run: Run,
     qrels: Qrels,
     *,
-    kind: Kind = "pairwise",
+    kind: str = "pairwise",
     loss: str | None = None,
     curriculum: LinearCurriculum | None = None,
     heuristic: Heuristic | str = "norm",
-    weighting: Weighting = "sample",
+    weighting: str = "sample",
     iterations: int = 20,
     steps_per_iteration: int = 32,
     batch_size: int = 16,
     learning_rate: float = 1e-3,
     encoder_learning_rate: float = 2e-5,
-    by: By = "query",
+    by: str = "query",
     negatives: int = 1,
     least_grade: int = 1,
     validation_qrels: Qrels | None = None,
@@ -84,7 +83,7 @@ def train_reranker(
     Raises ValueError for an unknown kind, sizes below 1, a run without usable pairs, and what the losses
     refuse.
     """
-    if kind not in get_args(Kind):
+    if kind not in KINDS:
         raise ValueError(f"kind={kind!r} is unknown; choose pairwise or pointwise")
     for name, value in (("iterations", iterations), ("steps_per_iteration", steps_per_iteration),
                         ("batch_size", batch_size), ("patience", patience)):  # fmt: skip
