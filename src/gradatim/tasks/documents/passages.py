@@ -70,6 +70,8 @@ def pack(blocks: Iterable[Block], title: str = "") -> list[Passage]:
             said = join_titles(title, waiting_section)
             while waiting[0].heading and waiting[0].text.strip() in said:
                 waiting = waiting[1:]
+            while waiting[-1].heading:  # it titles what comes next
+                waiting = waiting[:-1]
             passages.append(_joined(waiting, said))
         waiting = []
 

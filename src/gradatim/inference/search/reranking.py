@@ -1,0 +1,54 @@
+"""Ordering the first hits again by a model that reads question and passage together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gradatim.inference.search.errors import SearchError
+from gradatim.inference.search.passages import StoredPassage
+from gradatim.inference.search.shard import Scored
+
+DEPTH = 50
+"""Hits that are looked at again."""
+
+MOST_CHARS = 4000
+
+
+@lru_cache(maxsize=4)
+def load_reranker(name: str, device: str | None = "cpu") -> Any:
+    """A re-ranker by name: a folder that `ConvKNRM.save_pretrained` wrote, or the folder or Hugging Face name
+    of a sentence-transformers CrossEncoder.
+
+    Raises SearchError with one line for anything else.
+    """
+    folder = Path(name)
+    if (folder / "ranker.json").is_file() or (folder / "conv_knrm.json").is_file():
+        from gradatim.models import ConvKNRM
+
+        return ConvKNRM.from_pretrained(folder)
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise SearchError(f"--rerank {name}: no such folder; give a CrossEncoder's folder or name")
+    from sentence_transformers import CrossEncoder
+
+    try:
+        return CrossEncoder(name, device=device)
+    except Exception as error:  # anything that the hub or a file does
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
+        raise SearchError(f"--rerank {name!r} is no re-ranker that can be loaded here ({reason})") from error
+
+
+def rerank(question: str, found: Sequence[Scored], ranker: Any, depth: int = DEPTH) -> list[Scored]:
+    """The first `depth` hits in the re-ranker's order; equal scores keep the order they had."""
+    first = list(found[:depth])
+    if not first:
+        return []
+    scores = ranker.predict([(question, _read(passage)) for _, passage in first])
+    order = sorted(range(len(first)), key=lambda i: (-float(scores[i]), i))
+    return [(float(scores[i]), first[i][1]) for i in order]
+
+
+def _read(passage: StoredPassage) -> str:
+    return passage.whole[:MOST_CHARS]

@@ -1,0 +1,82 @@
+"""How an index is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradatim.inference.search.codes import BITS
+from gradatim.inference.search.errors import SearchError
+from gradatim.inference.search.files import MOST_SHARDS
+
+METHODS = ("bm25", "dense", "binary", "seal")
+
+Progress = Callable[[str, int, int], None]
+"""Told of every step: what is being done, how much of it, of how much (0: unknown)."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What an index is to hold and how it is made.
+
+    `methods`: which of bm25, dense, binary, seal to prepare; bm25 always is. `encoder` serves dense, `bits`
+    are those of binary, `tokenizer` names the tokenizer of seal. `hidden`, `follow_links`, `most_bytes`,
+    `seconds` and `megabytes` say which files are read and what one may take. `shards` files of their own are
+    made by `engine` (local, or ray with `ray_address`); `jobs` processes read files. `fresh` reads everything
+    again.
+
+    Raises SearchError for a setting out of range.
+    """
+
+    methods: tuple[str, ...] = ("bm25",)
+    encoder: str = "minilm"
+    bits: int = BITS
+    tokenizer: str = "minilm"
+    hidden: bool = False
+    follow_links: bool = False
+    most_bytes: int = 20_000_000
+    seconds: float = 30.0
+    megabytes: int = 2048
+    shards: int = 1
+    engine: str = "local"
+    ray_address: str | None = None
+    jobs: int = 1
+    device: str | None = "cpu"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [m for m in self.methods if m not in METHODS]
+        if unknown:
+            raise SearchError(f"no method {unknown[0]!r}; there are: {', '.join(METHODS)}")
+        if not 1 <= self.shards <= MOST_SHARDS:
+            raise SearchError(f"{self.shards} shards; give 1 to {MOST_SHARDS}")
+        if self.engine not in ("local", "ray"):
+            raise SearchError(f"engine {self.engine!r} is unknown; use local or ray")
+        if not 8 <= self.bits <= 4096 or self.bits % 8:
+            raise SearchError(f"codes of {self.bits} bits; give a multiple of 8 from 8 to 4096")
+        if self.most_bytes < 1 or self.seconds <= 0 or self.jobs < 1 or self.megabytes < 1:
+            raise SearchError("limits on files and the number of readers must be above 0")
+
+    def has(self, method: str) -> bool:
+        return method == "bm25" or method in self.methods
+
+    def kept(self) -> dict[str, Any]:
+        """What the index itself remembers: the settings that shape its content."""
+        return {
+            "methods": [m for m in METHODS if self.has(m)],
+            "encoder": self.encoder,
+            "bits": self.bits,
+            "tokenizer": self.tokenizer,
+            "hidden": self.hidden,
+            "follow_links": self.follow_links,
+            "most_bytes": self.most_bytes,
+        }
+
+
+def setting(kept: Mapping[str, Any], name: str, kind: type) -> Any:
+    """A setting out of a manifest. Raises SearchError where it is of another type."""
+    value = kept.get(name)
+    if type(value) is not kind:
+        raise SearchError(f"the index's setting {name!r} is damaged; make the index again")
+    return value
