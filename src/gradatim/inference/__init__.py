@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradatim.inference.order_averaging import OrderAveragedLogits
     from gradatim.inference.order_descent import StackedState, descend_orders
     from gradatim.inference.stacked_descent import StackedDescent
+    from gradatim.inference.substring_beams import Key, substring_beam_search
     from gradatim.inference.substring_processor import SubstringLogitsProcessor
     from gradatim.inference.thinking import (
         ThinkingCurve,
@@ -35,6 +36,7 @@ _LAZY = {
     "HammingIndex": "inference.hamming",
     "InContextPredictor": "inference.in_context_text",
     "IndexFormatError": "inference.index_file",
+    "Key": "inference.substring_beams",
     "OrderAveragedLogits": "inference.order_averaging",
     "PromptedAnswers": "inference.boolean_prompting",
     "StackedDescent": "inference.stacked_descent",
@@ -50,6 +52,7 @@ _LAZY = {
     "orders": "inference.in_context_text",
     "prompted_answers": "inference.boolean_prompting",
     "scope_parameters": "inference.gradient_scopes",
+    "substring_beam_search": "inference.substring_beams",
     "think": "inference.thinking",
     "thinking_curve": "inference.thinking",
     "token_energies": "inference.thinking",
@@ -63,6 +66,7 @@ __all__ = [
     "HammingIndex",
     "InContextPredictor",
     "IndexFormatError",
+    "Key",
     "OrderAveragedLogits",
     "PromptedAnswers",
     "StackedDescent",
@@ -78,6 +82,7 @@ __all__ = [
     "orders",
     "prompted_answers",
     "scope_parameters",
+    "substring_beam_search",
     "think",
     "thinking_curve",
     "token_energies",
