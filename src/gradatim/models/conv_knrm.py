@@ -122,7 +122,7 @@ class ConvKNRM(nn.Module):
         )
         self.tokenizer = tokenizer
         self.model_card_data = EvaluationLog()
-        self.activation_fn: Callable[[Tensor], Tensor] = nn.Identity()
+        self.activation_fn: Callable[[Tensor], Tensor] = _as_it_is
         self.embeddings: Tensor
         self.register_buffer("embeddings", embeddings.detach().clone().float())
         means = [*(round(-0.9 + 0.2 * i, 1) for i in range(10)), 1.0]
@@ -310,6 +310,10 @@ class ConvKNRM(nn.Module):
 
 
 _REMEMBERED = 50_000
+
+
+def _as_it_is(scores: Tensor) -> Tensor:
+    return scores
 
 
 def _distinct(texts: Texts) -> tuple[list[str], Int[Tensor, " texts"]]:
