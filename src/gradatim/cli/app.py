@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradatim.cli import catalogue, compare, data, identify, report, run, schedule
+from gradatim.cli import catalogue, compare, data, identify, index, report, run, schedule, search
 from gradatim.cli.errors import UsageError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command("show")(catalogue.show_study)
 app.command("run")(run.run)
 app.add_typer(compare.app, name="compare")
 app.command("identify")(identify.identify)
+app.command("index")(index.index)
+app.command("search")(search.search)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(schedule.app, name="schedule")
@@ -51,7 +53,8 @@ def user_errors() -> tuple[type[Exception], ...]:
     from gradatim.bench.board import BoardError
     from gradatim.bench.engine import PlanError
     from gradatim.compare.errors import DataError
+    from gradatim.inference.search.errors import SearchError
     from gradatim.report.folder import ReportError
     from gradatim.studies import UnknownStudy
 
-    return UsageError, BoardError, PlanError, DataError, ReportError, UnknownStudy
+    return UsageError, BoardError, PlanError, DataError, ReportError, SearchError, UnknownStudy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -48,6 +49,7 @@ class QueryEncoder:
     def __init__(self, name: str, digest: str, device: str | None = "cpu") -> None:
         from gradatim.models.text_encoder import EncoderUnavailableError, encoder_digest, load_text_encoder
 
+        self._lock = threading.Lock()
         try:
             here = encoder_digest(name)
             self._model: Any = load_text_encoder(name, device)
@@ -59,7 +61,8 @@ class QueryEncoder:
             )
 
     def __call__(self, question: str) -> Float[np.ndarray, " dim"]:
-        vector = self._model.encode([question], show_progress_bar=False, convert_to_numpy=True)
+        with self._lock:  # tokenizers are not to be shared between threads
+            vector = self._model.encode([question], show_progress_bar=False, convert_to_numpy=True)
         return unit(np.asarray(vector, dtype=np.float32))[0]
 
 

@@ -21,10 +21,10 @@ class IndexSettings:
     """What an index is to hold and how it is made.
 
     `methods`: which of bm25, dense, binary, seal to prepare; bm25 always is. `encoder` serves dense, `bits`
-    are those of binary, `tokenizer` names the tokenizer of seal. `hidden`, `follow_links`, `most_bytes`,
-    `seconds` and `megabytes` say which files are read and what one may take. `shards` files of their own are
-    made by `engine` (local, or ray with `ray_address`); `jobs` processes read files. `fresh` reads everything
-    again.
+    are those of binary, `seal_model` is the language model of seal (None: a small one is trained);
+    `reranker` trains one. `hidden`, `follow_links`, `most_bytes`, `seconds` and `megabytes` say which files
+    are read and what one may take. `shards` files of their own are made by `engine` (local, or ray with
+    `ray_address`); `jobs` processes read files. `fresh` reads everything again.
 
     Raises SearchError for a setting out of range.
     """
@@ -32,7 +32,8 @@ class IndexSettings:
     methods: tuple[str, ...] = ("bm25",)
     encoder: str = "minilm"
     bits: int = BITS
-    tokenizer: str = "minilm"
+    seal_model: str | None = None
+    reranker: bool = False
     hidden: bool = False
     follow_links: bool = False
     most_bytes: int = 20_000_000
@@ -67,7 +68,8 @@ class IndexSettings:
             "methods": [m for m in METHODS if self.has(m)],
             "encoder": self.encoder,
             "bits": self.bits,
-            "tokenizer": self.tokenizer,
+            "seal_model": self.seal_model or "",
+            "reranker": self.reranker,
             "hidden": self.hidden,
             "follow_links": self.follow_links,
             "most_bytes": self.most_bytes,
