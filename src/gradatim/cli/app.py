@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradatim.cli import catalogue, compare, data, identify, index, report, run, schedule, search
+from gradatim.cli import catalogue, compare, data, identify, index, report, run, schedule, search, serve
 from gradatim.cli.errors import UsageError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(compare.app, name="compare")
 app.command("identify")(identify.identify)
 app.command("index")(index.index)
 app.command("search")(search.search)
+app.command("serve")(serve.serve)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(schedule.app, name="schedule")

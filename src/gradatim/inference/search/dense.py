@@ -66,9 +66,17 @@ class QueryEncoder:
         return unit(np.asarray(vector, dtype=np.float32))[0]
 
 
-@lru_cache(maxsize=4)
+_loading = threading.Lock()
+
+
 def query_encoder(name: str, digest: str, device: str | None) -> QueryEncoder:
-    """One encoder per process, loaded at the first question."""
+    """One encoder per process, loaded at the first question, once even when many threads ask it."""
+    with _loading:
+        return _query_encoder(name, digest, device)
+
+
+@lru_cache(maxsize=4)
+def _query_encoder(name: str, digest: str, device: str | None) -> QueryEncoder:
     return QueryEncoder(name, digest, device)
 
 
