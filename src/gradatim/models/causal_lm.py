@@ -54,9 +54,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = _locate(name_or_path)
-    if found is not None and found.is_file():
-        found = _converted(found, cache)
-    source = str(found or name_or_path)
+    source = causal_lm_source(name_or_path, cache)
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -71,6 +69,17 @@ def load_causal_lm(
             ) from error
     torch.nn.Module.to(model.eval(), device)
     return model, tokenizer
+
+
+def causal_lm_source(name_or_path: str = DEFAULT_CAUSAL_LM, cache: str | Path | None = None) -> str:
+    """What `from_pretrained` takes: a folder (a GGUF file's converted form), or the name as it is.
+
+    Raises CausalLMUnavailableError as `load_causal_lm` does.
+    """
+    found = _locate(name_or_path)
+    if found is not None and found.is_file():
+        found = _converted(found, cache)
+    return str(found or name_or_path)
 
 
 def check_causal_lm(name_or_path: str = DEFAULT_CAUSAL_LM) -> None:
