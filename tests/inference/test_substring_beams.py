@@ -220,7 +220,8 @@ def test_groups_avoid_what_earlier_groups_chose():
     assert {key.tokens[0] for key in far} == set(best[:6])
     plain = substring_beam_search(model, index, prompt, num_beams=2, max_new_tokens=3)[0]
     grouped = substring_beam_search(model, index, prompt, num_beams=4, max_new_tokens=3, num_beam_groups=2)[0]
-    assert plain == grouped
+    assert [key.tokens for key in plain] == [key.tokens for key in grouped]
+    assert [key.log_prob for key in plain] == pytest.approx([key.log_prob for key in grouped])
 
 
 def test_top_k_limits_each_beam():

@@ -43,8 +43,12 @@ class SubstringIndex(Protocol):
     ) -> tuple[Int[np.ndarray, " m_and_one"], Int[np.ndarray, " found"], Int[np.ndarray, " found"]]: ...
 
     def places(
-        self, ranges: Int[np.ndarray, "shards 2"], depth: int, limit: int | None = None
-    ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]: ...
+        self, ranges: Int[np.ndarray, "m shards 2"], depth: Int[np.ndarray, " m"]
+    ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"], Int[np.ndarray, " found"]]: ...
+
+    def tokens_of(
+        self, docs: Int[np.ndarray, " docs"]
+    ) -> tuple[Int[np.ndarray, " docs_and_one"], Int[np.ndarray, " total"]]: ...
 
 
 def counts(ranges: Int[np.ndarray, "m shards 2"]) -> Int[np.ndarray, " m"]:
@@ -57,6 +61,17 @@ def ranges_of(index: SubstringIndex, tokens: Iterable[int]) -> Int[np.ndarray, "
     ranges = index.roots(1)
     for depth, token in enumerate(tokens):
         ranges = index.advance(ranges, depth, np.array([token]))
+    return ranges
+
+
+def ranges_of_many(index: SubstringIndex, ngrams: Sequence[Sequence[int]]) -> Int[np.ndarray, "m shards 2"]:
+    """The ranges of many n-grams of any lengths, one call of the index per length."""
+    ranges = index.roots(len(ngrams))
+    lengths = np.array([len(ngram) for ngram in ngrams], dtype=np.int64)
+    for depth in range(int(lengths.max(initial=0))):
+        rows = np.flatnonzero(lengths > depth)
+        tokens = np.array([ngrams[i][depth] for i in rows], dtype=np.int64)
+        ranges[rows] = index.advance(ranges[rows], depth, tokens)
     return ranges
 
 

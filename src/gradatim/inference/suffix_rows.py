@@ -100,18 +100,27 @@ class SuffixRows:
         found = kernels.continuations(*self._tables(), lo, hi, depth, symbols, counts, offsets)
         return offsets, symbols[:found], counts[:found]
 
-    def positions(self, lo: int, hi: int, depth: int, limit: int | None = None) -> Int[np.ndarray, " found"]:
-        """Where in the text the n-grams of rows [lo, hi) begin, in row order."""
-        lo = max(lo, 0)
-        hi = hi if limit is None else min(hi, lo + limit)
-        found = np.asarray(self.sa[lo:hi], dtype=np.int64)
+    def positions(self, rows: Int[np.ndarray, " m"], depth: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """Where in the text the n-grams of these rows begin; the depth is not needed."""
+        found = self.sa[rows].astype(np.int64)
         if len(found) and (found.min() < 0 or found.max() >= len(self.text)):
             raise IndexFormatError("the index is damaged: a suffix lies outside the text; build it again")
         return found
 
-    def document(self, number: int, begin: int, end: int) -> UInt[np.ndarray, " length"]:
-        """The symbols at [begin, end), which is the inside of document `number`."""
-        return np.asarray(self.text[begin:end])
+    def symbols(
+        self, begin: Int[np.ndarray, " docs"], end: Int[np.ndarray, " docs"], docs: Int[np.ndarray, " docs"]
+    ) -> UInt[np.ndarray, " total"]:
+        """The symbols at [begin, end) of every document, one after another."""
+        return self.text[concatenated_ranges(begin, end)]
 
     def _tables(self) -> tuple[np.ndarray, ...]:
         return self.text, self.sa, self.firsts, self.pair_begin, self.pair_symbol, self.pair_row
+
+
+def concatenated_ranges(
+    begin: Int[np.ndarray, " m"], end: Int[np.ndarray, " m"]
+) -> Int[np.ndarray, " total"]:
+    """begin[0], begin[0] + 1 ... end[0] - 1, begin[1] ..."""
+    lengths = np.maximum(end - begin, 0)
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(begin - before, lengths)

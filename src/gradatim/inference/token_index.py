@@ -20,7 +20,7 @@ from jaxtyping import Int, Integer
 
 from gradatim.inference.index_file import IndexFormatError, read_index, require, whole_number, write_index
 from gradatim.inference.index_labels import Labels
-from gradatim.inference.suffix_rows import SuffixRows
+from gradatim.inference.suffix_rows import SuffixRows, concatenated_ranges
 from gradatim.inference.wavelet_rows import WaveletRows
 
 Document = Sequence[int] | np.ndarray
@@ -141,8 +141,16 @@ class TokenIndex:
         """The token ids of a document. Raises IndexError for a number outside 0 ... n_documents - 1."""
         if not 0 <= doc < self.n_documents:
             raise IndexError(f"document {doc}, but the index has {self.n_documents}")
-        symbols = self._rows.document(doc, int(self._starts[doc]) + 1, int(self._starts[doc + 1]))
-        return self._to_tokens(symbols.astype(np.int64))
+        return self.tokens_of(np.array([doc]))[1]
+
+    def tokens_of(
+        self, docs: Int[np.ndarray, " docs"]
+    ) -> tuple[Int[np.ndarray, " docs_and_one"], Int[np.ndarray, " total"]]:
+        """Offsets per document, and the token ids of all of them, one after another."""
+        begin, end = self._starts[docs] + 1, self._starts[docs + 1]
+        offsets = np.concatenate([[0], np.cumsum(end - begin)])
+        symbols = self._rows.symbols(begin, end, docs)
+        return offsets, self._to_tokens(symbols.astype(np.int64))
 
     # --- Look-ups ------------------------------------------------------------------------------------------
 
@@ -196,7 +204,9 @@ class TokenIndex:
 
         The text has a boundary before every document: document 0 begins at place 1.
         """
-        return self._rows.positions(lo, hi, depth, limit)
+        lo, hi = max(lo, 0), min(hi, self._rows.n_rows)
+        rows = np.arange(lo, hi if limit is None else min(hi, lo + limit))
+        return self._rows.positions(rows, np.full(len(rows), depth))
 
     def documents(self, lo: int, hi: int, depth: int, limit: int | None = None) -> Int[np.ndarray, " found"]:
         """The distinct documents of the first `limit` rows, ascending."""
@@ -206,11 +216,11 @@ class TokenIndex:
         self, lo: int, hi: int, depth: int, limit: int | None = None
     ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
         """Document and place in it of every occurrence; -1 is the boundary before its first token."""
-        places = self._rows.positions(lo, hi, depth, limit)
-        docs = np.searchsorted(self._starts, places, side="right") - 1
-        inside = docs < self.n_documents  # the last boundary begins no document
-        docs, places = docs[inside], places[inside]
-        return docs, places - self._starts[docs] - 1
+        ranges, deep = np.array([[[lo, hi]]]), np.array([depth])
+        if limit is not None:
+            ranges[0, 0, 1] = min(hi, lo + limit)
+        _, docs, places = self.places(ranges, deep)
+        return docs, places
 
     # --- Many n-grams at once: what decoders use (`SubstringIndex`) ----------------------------------------
 
@@ -241,10 +251,16 @@ class TokenIndex:
         return self.continuations_of(ranges[:, 0, 0].copy(), ranges[:, 0, 1].copy(), deep)
 
     def places(
-        self, ranges: Int[np.ndarray, "1 2"], depth: int, limit: int | None = None
-    ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-        """`occurrences` of one n-gram given its ranges."""
-        return self.occurrences(int(ranges[0, 0]), int(ranges[0, 1]), depth, limit)
+        self, ranges: Int[np.ndarray, "m 1 2"], depth: Int[np.ndarray, " m"]
+    ) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
+        """n-gram (its number), document and place in it of every occurrence of m n-grams."""
+        lo, hi = ranges[:, 0, 0], ranges[:, 0, 1]
+        number = np.repeat(np.arange(len(lo)), hi - lo)
+        places = self._rows.positions(concatenated_ranges(lo, hi), depth[number])
+        docs = np.searchsorted(self._starts, places, side="right") - 1
+        inside = docs < self.n_documents
+        number, docs, places = number[inside], docs[inside], places[inside]
+        return number, docs, places - self._starts[docs] - 1
 
     # --- Growing -------------------------------------------------------------------------------------------
 
@@ -350,7 +366,8 @@ class TokenIndex:
         )
 
     def _all_documents(self) -> list[Int[np.ndarray, " _"]]:
-        return [self.tokens(doc) for doc in range(self.n_documents)]
+        offsets, tokens = self.tokens_of(np.arange(self.n_documents))
+        return np.split(tokens, offsets[1:-1])
 
     # --- Tokens and symbols --------------------------------------------------------------------------------
 

@@ -168,13 +168,15 @@ def positions(
     mark_counts,
     samples,
     every,
-    lo,
+    rows,
     out,
 ):
-    """Place in the reversed text of the rows lo ...: walk to the next sampled one; -1 where there is none."""
+    """Place in the reversed text of the given rows: walk to the next sampled one; -1 where there is none."""
     for k in range(out.shape[0]):
-        row = lo + k
+        row = rows[k]
         out[k] = -1
+        if row < 0 or row > n:
+            continue
         for steps in range(every + 1):
             if (marks[row >> 6] >> np.uint64(row & 63)) & np.uint64(1):
                 sample = rank(marks, mark_counts, 0, 0, row)
@@ -188,11 +190,13 @@ def positions(
 
 @njit(cache=True)
 @no_type_check
-def extract(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, row, out):
-    """The symbols that follow in the text after the row's; False where the walk leaves the index."""
-    for k in range(out.shape[0]):
-        symbol, row = row_before(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, row)
-        if row < 0:
-            return False
-        out[k] = symbol
+def extract(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, rows, at, lengths, out):
+    """The symbols that follow in the text after each row's; False where a walk leaves the index."""
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        for k in range(lengths[i]):
+            symbol, row = row_before(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, row)
+            if row < 0 or at[i] + k >= out.shape[0]:
+                return False
+            out[at[i] + k] = symbol
     return True

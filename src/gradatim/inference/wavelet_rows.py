@@ -134,23 +134,25 @@ class WaveletRows:
         )
         return offsets, symbols[:found], counts[:found]
 
-    def positions(self, lo: int, hi: int, depth: int, limit: int | None = None) -> Int[np.ndarray, " found"]:
-        """Where in the text the n-grams of rows [lo, hi) begin, in row order (that of the reversed text)."""
-        lo, hi = max(lo, 0), min(hi, self.n_rows)
-        hi = hi if limit is None else min(hi, lo + limit)
-        places = np.empty(max(hi - lo, 0), dtype=np.int64)
-        kernels.positions(*self._tables, self.marks, self.mark_counts, self.samples, EVERY, lo, places)
+    def positions(self, rows: Int[np.ndarray, " m"], depth: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        """Where in the text the n-grams of these rows begin."""
+        places = np.empty(len(rows), dtype=np.int64)
+        kernels.positions(*self._tables, self.marks, self.mark_counts, self.samples, EVERY, rows, places)
         n = self.n_rows - 1
         found = n - places - depth
         # Row 0 is the end mark: the empty n-gram after the whole text.
-        if len(found) and (places.min() < 0 or found.min() < 0 or found.max() > n - (depth > 0)):
+        if len(found) and (places.min() < 0 or found.min() < 0 or (found > n - (depth > 0)).any()):
             raise IndexFormatError("the index is damaged: a suffix lies outside the text; build it again")
         return found
 
-    def document(self, number: int, begin: int, end: int) -> Int[np.ndarray, " length"]:
-        """The symbols at [begin, end), which is the inside of document `number`."""
-        out = np.empty(end - begin, dtype=np.int64)
-        if not kernels.extract(*self._tables, int(self.rows_of_documents[number]), out):
+    def symbols(
+        self, begin: Int[np.ndarray, " docs"], end: Int[np.ndarray, " docs"], docs: Int[np.ndarray, " docs"]
+    ) -> Int[np.ndarray, " total"]:
+        """The symbols at [begin, end), the inside of every document, one after another."""
+        lengths = end - begin
+        out = np.empty(int(lengths.sum()), dtype=np.int64)
+        rows = self.rows_of_documents[docs].astype(np.int64)
+        if not kernels.extract(*self._tables, rows, np.cumsum(lengths) - lengths, lengths, out):
             raise IndexFormatError("the index is damaged: a document cannot be read; build it again")
         return out
 
