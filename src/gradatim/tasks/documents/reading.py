@@ -18,6 +18,18 @@ from gradatim.tasks.documents.walking import MOST_BYTES, FoundFile
 
 MOST_PASSAGES = 2_000_000
 
+# The front of the room `tasks` imports torch, two seconds and 200 MB that no reader of a file needs: an empty
+# package in its place counts as imported already.
+_START = """
+import importlib.util, sys
+spec = importlib.util.find_spec("gradatim")
+room = importlib.util.spec_from_loader("gradatim.tasks", None, is_package=True)
+room.submodule_search_locations[:] = [path + "/tasks" for path in spec.submodule_search_locations]
+sys.modules["gradatim.tasks"] = importlib.util.module_from_spec(room)
+from gradatim.tasks.documents.worker import main
+main()
+"""
+
 
 @dataclass(frozen=True)
 class ReadFile:
@@ -128,7 +140,7 @@ class _Worker:
         if self.process is None or self.process.poll() is not None:
             self.close()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gradatim.tasks.documents.worker", str(self.limits.megabytes)],
+                [sys.executable, "-c", _START, str(self.limits.megabytes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
