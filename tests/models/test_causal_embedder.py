@@ -218,6 +218,7 @@ def test_low_rank_adapters(folder):
         causal_embedder(str(folder), lora_rank=0)
 
 
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
 def test_it_trains_with_examples_and_is_evaluated_by_the_library(folder, tmp_path):
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -226,7 +227,7 @@ def test_it_trains_with_examples_and_is_evaluated_by_the_library(folder, tmp_pat
     from gradatim.losses import MultiPositiveRankingLoss
 
     model = causal_embedder(str(folder), max_seq_length=100)
-    prompt = InContextPrompt("good film", [("poor", "dull meal"), ("great", "good trip")], k=2)
+    prompt = InContextPrompt("good film", [("poor", "dull meal"), ("great", "good trip")], k=1)
     words = ["film", "meal", "song", "trip", "book", "music", "sport", "morning"]
     queries = [f"good {w}" for w in words]
     data = Dataset.from_dict(
@@ -234,7 +235,7 @@ def test_it_trains_with_examples_and_is_evaluated_by_the_library(folder, tmp_pat
     )
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(tmp_path),
-        max_steps=60,
+        max_steps=70,
         per_device_train_batch_size=8,
         learning_rate=4e-3,
         report_to=[],
@@ -248,13 +249,13 @@ def test_it_trains_with_examples_and_is_evaluated_by_the_library(folder, tmp_pat
         {str(i): q for i, q in enumerate(queries)},
         {str(i): f"the {w}" for i, w in enumerate(words)},
         {str(i): {str(i)} for i in range(8)},
-        accuracy_at_k=[1],
+        mrr_at_k=[10],
         query_prompt=prompt.prefix(),
         show_progress_bar=False,
         write_csv=False,
     )
     model.prompts.update(prompt.as_st_prompts())
-    before = evaluator(model)["cosine_accuracy@1"]
+    before = evaluator(model)["cosine_mrr@10"]
     trainer = SentenceTransformerTrainer(
         model,
         arguments,
@@ -263,7 +264,6 @@ def test_it_trains_with_examples_and_is_evaluated_by_the_library(folder, tmp_pat
         data_collator=InContextCollator(model.preprocess, in_context=prompt),
     )
     trainer.train()
-    after = evaluator(model)["cosine_accuracy@1"]
-    assert after > before
-    assert after >= 0.75
+    after = evaluator(model)["cosine_mrr@10"]
+    assert after > before + 0.2
     assert collate(model, toy_rows(2, 2))[1].shape == (2, 2)

@@ -29,7 +29,8 @@ class InContextCollator(SentenceTransformerDataCollator):
             a prompt is left alone.
         columns: which columns carry it; default: the first. Symmetric tasks give both.
         seed: of the draws: 0 ... k examples per row, never the row's own query nor a passage of the row. They
-            follow from (seed, epoch, text); call `set_epoch` for new ones.
+            follow from (seed, batches so far, text); after `set_epoch` from (seed, epoch, text), which a
+            resumed run repeats.
         draw: False shows the first k examples, as at serving.
         max_tokens: the limit within which a prompted text has to stay (at most the model's own); examples are
             left out until it does.
@@ -44,7 +45,8 @@ class InContextCollator(SentenceTransformerDataCollator):
     draw: bool = True
     max_tokens: int | None = None
     tokenizer: Any = None
-    epoch: int = field(default=0, init=False)
+    epoch: int | None = field(default=None, init=False)
+    calls: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.in_context is None:
@@ -64,6 +66,7 @@ class InContextCollator(SentenceTransformerDataCollator):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         if not features:
             return {}
+        self.calls += 1
         prompt = self._prompt(features[0].get("dataset_name"))
         if prompt is None:
             return super().__call__(features)
@@ -104,9 +107,9 @@ class InContextCollator(SentenceTransformerDataCollator):
         if not self.draw:
             return None
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        return np.random.default_rng(
-            [self.seed, self.epoch, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()]
-        )
+        when = [1, self.calls] if self.epoch is None else [0, self.epoch]
+        words = np.frombuffer(digest[:16], dtype=np.uint32).tolist()
+        return np.random.default_rng([self.seed, *when, *words])
 
     def _prompt_tokens(self, texts: list[str], characters: list[int]) -> Int[Tensor, " batch"]:
         """Tokens of each row that end within its prompt; a token across the seam belongs to the query."""
