@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from gradatim.inference.hamming import HammingIndex, hamming_distances
     from gradatim.inference.in_context_text import InContextPredictor, ZeroShotPredictor, orders
     from gradatim.inference.index_file import IndexFormatError
+    from gradatim.inference.ngram_scoring import KeyScoring, score_documents
     from gradatim.inference.order_averaging import OrderAveragedLogits
     from gradatim.inference.order_descent import StackedState, descend_orders
+    from gradatim.inference.seal_retriever import Hit, SEALRetriever
     from gradatim.inference.stacked_descent import StackedDescent
     from gradatim.inference.substring_beams import Key, substring_beam_search
     from gradatim.inference.substring_processor import SubstringLogitsProcessor
@@ -34,11 +36,14 @@ _LAZY = {
     "EpochState": "inference.gradient_text",
     "GradientPredictor": "inference.gradient_text",
     "HammingIndex": "inference.hamming",
+    "Hit": "inference.seal_retriever",
     "InContextPredictor": "inference.in_context_text",
     "IndexFormatError": "inference.index_file",
     "Key": "inference.substring_beams",
+    "KeyScoring": "inference.ngram_scoring",
     "OrderAveragedLogits": "inference.order_averaging",
     "PromptedAnswers": "inference.boolean_prompting",
+    "SEALRetriever": "inference.seal_retriever",
     "StackedDescent": "inference.stacked_descent",
     "StackedState": "inference.order_descent",
     "SubstringLogitsProcessor": "inference.substring_processor",
@@ -52,6 +57,7 @@ _LAZY = {
     "orders": "inference.in_context_text",
     "prompted_answers": "inference.boolean_prompting",
     "scope_parameters": "inference.gradient_scopes",
+    "score_documents": "inference.ngram_scoring",
     "substring_beam_search": "inference.substring_beams",
     "think": "inference.thinking",
     "thinking_curve": "inference.thinking",
@@ -64,11 +70,14 @@ __all__ = [
     "EpochState",
     "GradientPredictor",
     "HammingIndex",
+    "Hit",
     "InContextPredictor",
     "IndexFormatError",
     "Key",
+    "KeyScoring",
     "OrderAveragedLogits",
     "PromptedAnswers",
+    "SEALRetriever",
     "StackedDescent",
     "StackedState",
     "SubstringLogitsProcessor",
@@ -82,6 +91,7 @@ __all__ = [
     "orders",
     "prompted_answers",
     "scope_parameters",
+    "score_documents",
     "substring_beam_search",
     "think",
     "thinking_curve",

@@ -49,7 +49,13 @@ class BeamModel:
         self.encoder_states: Tensor | None = None
         self.encoder_mask = mask
         if getattr(model.config, "is_encoder_decoder", False):
-            self.encoder_states = model.get_encoder()(ids, attention_mask=mask).last_hidden_state
+            order = (1 - mask).argsort(
+                dim=1, stable=True
+            )  # padding to the right: positions count from the left
+            ids, mask = ids.gather(1, order), mask.gather(1, order)
+            self.encoder_mask = mask
+            with torch.no_grad():
+                self.encoder_states = model.get_encoder()(ids, attention_mask=mask).last_hidden_state
             begin = _begin(model) if decoder_input_ids is None else list(decoder_input_ids)
             self.prompt = torch.tensor([begin], device=device).expand(len(ids), -1)
             self.mask = torch.ones_like(self.prompt)

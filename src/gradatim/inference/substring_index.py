@@ -70,7 +70,7 @@ def ranges_of_many(index: SubstringIndex, ngrams: Sequence[Sequence[int]]) -> In
     lengths = np.array([len(ngram) for ngram in ngrams], dtype=np.int64)
     for depth in range(int(lengths.max(initial=0))):
         rows = np.flatnonzero(lengths > depth)
-        tokens = np.array([ngrams[i][depth] for i in rows], dtype=np.int64)
+        tokens = np.array([ngrams[i][depth] for i in rows.tolist()], dtype=np.int64)
         ranges[rows] = index.advance(ranges[rows], depth, tokens)
     return ranges
 
