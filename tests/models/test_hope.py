@@ -456,3 +456,32 @@ def test_the_guide_runs_as_it_stands():
     assert sum(p.numel() for g in clocked.param_groups for p in g["params"]) == sum(
         p.numel() for p in namespace["model"].parameters()
     )
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{"inner_keys": False}, {"inner_values": False, "inner_rates": False}, {"inner_queries": True}],
+)
+@pytest.mark.parametrize("memory", ["linear", "mlp"])
+def test_switches_of_the_inner_memories_are_saved_and_used(switches, memory, tmp_path):
+    model = make(memory=memory, chunk_size=(4, 4), **switches)
+    model.save_pretrained(tmp_path)
+    again = HopeForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    rule = again.layers[0].mixer.rule
+    assert all(getattr(rule, name) == value for name, value in switches.items())
+    with torch.no_grad():
+        found = model(IDS).logits
+        same(again(IDS).logits, found)
+        first = model(IDS[:, :6])
+        same(model(IDS[:, 6:], memory_state=first.memory_state).logits, found[:, 6:])
+        if "inner_queries" not in switches:
+            full = make(memory=memory, chunk_size=(4, 4))
+            full.load_state_dict(model.state_dict())
+            # Nothing is written before the first chunk ends; from there on the two differ.
+            same(full(IDS).logits[:, :4], found[:, :4])
+            assert (full(IDS).logits[:, 4:] - found[:, 4:]).abs().max() > 1e-4
+    described = [row["name"] for row in model.nested_levels()]
+    for name in ("k", "v", "q"):
+        written = {"k": rule.inner_keys, "v": rule.inner_values, "q": rule.inner_queries}[name]
+        # "layer 1: memories of k, v, eta, alpha, and the one that is read"
+        assert (name in re.split("[ ,]+", described[0].removeprefix("layer 1: "))) == written

@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from gradatim.models.memory_scan import MatrixState
 from gradatim.models.self_modifying_linear import stacked_steps
 from gradatim.models.self_modifying_memory import SelfModifyingMemory
-from gradatim.models.self_reference import SelfRule, Written, self_written, settle, unit, written
+from gradatim.models.self_reference import (
+    SelfRule,
+    Written,
+    output_layer,
+    self_written,
+    settle,
+    unit,
+    written,
+)
 
 WIDE = torch.float64
 
@@ -52,6 +60,22 @@ def square_error(matrix, key, target):
     return 0.5 * (matrix @ key - target).square().sum()
 
 
+def still(rule):
+    """The memories that are never written."""
+    moves = {"k": rule.inner_keys, "v": rule.inner_values, "eta": rule.inner_rates, "alpha": rule.inner_rates}
+    return [name for name, moving in moves.items() if not moving]
+
+
+INNER = [
+    {"inner_keys": False},
+    {"inner_values": False},
+    {"inner_rates": False},
+    {"inner_queries": True},
+    {"inner_keys": False, "inner_values": False, "inner_rates": False},
+    {"inner_keys": False, "inner_queries": True, "momentum": 0.5},
+]
+
+
 def literal(model, x, chunks, rule):
     """One sample and one head of the linear memory, with the gradients taken by autograd from the loss
     itself.
@@ -63,16 +87,18 @@ def literal(model, x, chunks, rule):
     outputs = torch.zeros(1, x.shape[1], d, dtype=x.dtype)
     taps = model.conv.shape[1]
     padded = F.pad(x[0], (0, 0, taps - 1, 0))
-    names = ("k", "v", "eta", "alpha", "mem")
-    start = dict(zip(names, model.initial["matrices"][0].split([d, d, 1, 1, d]), strict=True))
+    own_queries = model.rule.inner_queries
+    names = ("k", "v", "eta", "alpha", *(["q"] if own_queries else []), "mem")
+    sizes = [d, d, 1, 1, *([d] if own_queries else []), d]
+    start = dict(zip(names, model.initial["matrices"][0].split(sizes), strict=True))
     velocity = {name: torch.zeros_like(m) for name, m in start.items()}
     now, anchor = dict(start), dict(start)
     for t in range(x.shape[1]):
         for name in names:
             if t % (big if name == "mem" else small) == 0:
-                anchor[name] = now[name]
+                anchor[name] = start[name] if name in still(model.rule) else now[name]
         mixed = sum(padded[t + j] * model.conv[:, j] for j in range(taps))
-        q = model.query.weight @ mixed
+        q = (anchor["q"] if own_queries else model.query.weight) @ mixed
         q = q / q.norm()
         k, v = anchor["k"] @ mixed, anchor["v"] @ mixed
         k = k / k.norm()
@@ -104,6 +130,7 @@ def literal(model, x, chunks, rule):
         {"momentum": 0.5},
         {"momentum": 0.5, "delta_gradient": False},
         {"normalize_value": False},
+        *INNER,
     ],
 )
 def test_every_form_is_the_definition(chunks, switches):
@@ -129,7 +156,7 @@ def test_five_matrices_share_one(switches):
     torch.testing.assert_close(y, model.out(o.transpose(1, 2).flatten(2)), rtol=1e-9, atol=1e-9)
 
 
-def mlp_literal(model, x, chunk):
+def mlp_literal(model, x, chunks):
     """One sample, one head of the MLP memory; every gradient by autograd, every matrix formed."""
     initial = {name: p[0] for name, p in model.initial.items()}
 
@@ -144,16 +171,20 @@ def mlp_literal(model, x, chunk):
         "alpha": (initial["rates_in"][1], initial["rates_out"][1]),
         "mem": (initial["read_in"], initial["read_out"]),
     }
+    if model.rule.inner_queries:
+        boxes["q"] = (initial["query_in"], initial["query_out"])
     now, anchor, outputs = dict(boxes), dict(boxes), []
+    big, small = chunks  # of the memory that is read, of the others
     for t in range(x.shape[1]):
-        if t % chunk == 0:
-            anchor = dict(now)
+        for name, weights in now.items():
+            if t % (big if name == "mem" else small) == 0 and name not in still(model.rule):
+                anchor[name] = weights
         z = x[0, t]
         k, v = at(anchor["k"], z), at(anchor["v"], z)
         k, v = k / k.norm(), v / v.norm()
         eta = torch.sigmoid(at(anchor["eta"], z, False) + model.rate_bias[0, 0])
         alpha = torch.sigmoid(at(anchor["alpha"], z, False) + model.rate_bias[0, 1])
-        q = model.query.weight @ z
+        q = at(anchor["q"], z) if model.rule.inner_queries else model.query.weight @ z
         outputs.append(at(now["mem"], q / q.norm()))
         for name, old in anchor.items():
             residual = name not in ("eta", "alpha")
@@ -169,11 +200,15 @@ def mlp_literal(model, x, chunk):
     return (o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt()) @ model.out.weight.T
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_the_dual_form_is_the_mlp_definition(chunk):
-    model = memory(dim=5, num_heads=1, memory="mlp", chunk_size=(chunk, chunk), conv_size=0, hidden=7)
+@pytest.mark.parametrize("chunks", [(1, 1), (4, 4), (8, 4), (2, 4)])
+@pytest.mark.parametrize("switches", [{}, *INNER[:5]])
+def test_the_dual_form_is_the_mlp_definition(chunks, switches):
+    model = memory(dim=5, num_heads=1, memory="mlp", chunk_size=chunks, conv_size=0, hidden=7, **switches)
     x = draw(1, 11, 5)
-    torch.testing.assert_close(model(x)[0], mlp_literal(model, x, chunk), rtol=1e-8, atol=1e-8)
+    expected = mlp_literal(model, x, chunks)
+    for method in ("chunked", "steps"):
+        model.method = method
+        torch.testing.assert_close(model(x)[0], expected, rtol=1e-8, atol=1e-8)
 
 
 # -- blocks ----------------------------------------------------------------------------------------------
@@ -197,17 +232,43 @@ def test_chunks_equal_steps_in_values_and_gradients(kind, chunks, dtype, toleran
     assert_same(results(model, x, "chunked"), results(model, x, "steps"), tolerance)
 
 
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("chunks", [(1, 1), (8, 4)])
+@pytest.mark.parametrize("switches", INNER)
+def test_switched_off_parts_in_values_and_gradients(kind, chunks, switches):
+    model = memory(memory=kind, chunk_size=chunks, **switches)
+    x = draw(2, 19, 12)
+    assert_same(results(model, x, "chunked"), results(model, x, "steps"), 1e-10)
+
+
+def test_a_memory_that_is_not_written_is_a_projection():
+    """Keys of a still M_k do not depend on what came before: their initial matrix could be anyone's."""
+    model = memory(dim=6, num_heads=1, conv_size=0, inner_keys=False, inner_values=False, inner_rates=False)
+    x = draw(2, 9, 6)
+    k, v, eta, alpha, _ = model.initial["matrices"][0].split([6, 6, 1, 1, 6])
+    rate, kept = (torch.sigmoid(x @ m[0] + b) for m, b in zip((eta, alpha), model.rate_bias[0], strict=True))
+    keys, values = unit(x @ k.T), unit(x @ v.T)
+    phi = torch.eye(6, dtype=WIDE).expand(2, 6, 6)
+    for t in range(9):
+        a = kept[:, t, None, None] * torch.eye(6, dtype=WIDE)
+        left = 2 * keys[:, t] - values[:, t]
+        phi = phi @ (a - rate[:, t, None, None] * left[:, :, None] * keys[:, t, None, :])
+    torch.testing.assert_close(model(x)[1].lanes[0].matrix.value[:, 0], phi)
+
+
 @given(st.integers(1, 24), st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
 def test_sweeps_end_within_the_block(size, seed):
     d, rule = 4, SelfRule()
     x, initial = draw(1, 1, size, d, seed=seed), draw(1, 2 * d + 2, d, seed=seed + 1)
-    bias = torch.tensor([[0.0, 4.0]], dtype=WIDE)
+    layer = output_layer(x, initial, torch.tensor([[0.0, 4.0]], dtype=WIDE), rule)
     state = MatrixState(torch.eye(d, dtype=WIDE).expand(1, 1, d, d))
-    z = self_written(state, x, initial, bias, rule, sweeps=True)
+    z = self_written(state, x, *layer, rule, sweeps=True)
     state_t = state.value
     for t in range(size):
-        one = written(x[:, :, t : t + 1] @ state_t.transpose(-2, -1), initial, bias, rule, None)
+        one = written(
+            x[:, :, t : t + 1] @ state_t.transpose(-2, -1), layer[0], layer[1][:, :, t : t + 1], rule, None
+        )
         torch.testing.assert_close(z.keys[:, :, t : t + 1], one.keys, rtol=1e-8, atol=1e-8)
         k, v = one.keys, one.values
         a = one.log_decay.exp()[..., None] * torch.eye(d, dtype=WIDE)
@@ -231,7 +292,8 @@ def test_sweeps_and_the_loop_without_a_graph_agree(delta, unit_values, decay, ma
     found = []
     for sweeps in (True, False):
         value, x, initial, bias = (t.clone().requires_grad_() for t in given)
-        z = self_written(MatrixState(value), x, initial, bias, rule, mask, sweeps=sweeps)
+        layer = output_layer(x, initial, bias, rule)
+        z = self_written(MatrixState(value), x, *layer, rule, mask, sweeps=sweeps)
         loss = sum((part * draw(*part.shape, seed=4 + i)).sum() for i, part in enumerate(z))
         found.append([*z, *torch.autograd.grad(loss, [value, x, initial, bias])])
     for one, other in zip(*found, strict=True):
@@ -240,9 +302,10 @@ def test_sweeps_and_the_loop_without_a_graph_agree(delta, unit_values, decay, ma
 
 def test_the_loop_refuses_what_it_does_not_know():
     state, rule = MatrixState(torch.eye(3).expand(1, 1, 3, 3)), SelfRule(momentum=0.5)
-    x, initial, bias = torch.ones(1, 1, 4, 3), torch.ones(1, 8, 3), torch.ones(1, 2)
+    x = torch.ones(1, 1, 4, 3)
+    layer = output_layer(x, torch.ones(1, 8, 3), torch.ones(1, 2), rule)
     with pytest.raises(ValueError, match="no momentum"):
-        self_written(state, x, initial, bias, rule, sweeps=False)
+        self_written(state, x, *layer, rule, sweeps=False)
 
 
 def test_the_first_tokens_are_exact_after_as_many_sweeps():

@@ -70,6 +70,10 @@ def make_mixer(config: HopeConfig) -> nn.Module:
         delta_gradient=config.delta_gradient,
         momentum=config.momentum,
         hidden=config.memory_hidden_size,
+        inner_keys=config.inner_keys,
+        inner_values=config.inner_values,
+        inner_rates=config.inner_rates,
+        inner_queries=config.inner_queries,
     )
 
 
@@ -391,10 +395,22 @@ def mixer_levels(mixer: nn.Module) -> list[dict[str, Any]]:
     rule = "delta gradient descent" if mixer.rule.delta_gradient else "gradient descent"
     rule += " with momentum" if mixer.rule.momentum else ""
     rule += ", decay" if mixer.rule.decay else ""
-    chunks = {"memories of k, v, eta, alpha": mixer.chunk_size[1], "memory that is read": mixer.chunk_size[0]}
+    inner = {
+        "k": mixer.rule.inner_keys,
+        "v": mixer.rule.inner_values,
+        "eta, alpha": mixer.rule.inner_rates,
+        "q": mixer.rule.inner_queries,
+    }
+    written = ", ".join(name for name, moves in inner.items() if moves)
     lanes = mixer.initial_state(1).lanes
-    if mixer.memory == "linear" and len(lanes) == 1:
-        chunks = {"five memories sharing a matrix": mixer.chunk_size[0]}
+    whose = f"memories of {written}" if written else ""
+    if not written:
+        chunks = {"memory that is read": mixer.chunk_size[0]}
+    elif mixer.chunk_size[0] == mixer.chunk_size[1]:
+        shared = " sharing a matrix" if mixer.memory == "linear" else ""
+        chunks = {f"{whose}, and the one that is read{shared}": mixer.chunk_size[0]}
+    else:
+        chunks = {whose: mixer.chunk_size[1], "memory that is read": mixer.chunk_size[0]}
     # The last lanes are those of the memory that is read.
     last = 1 if mixer.memory == "linear" else 2
     parts = [lanes] if len(chunks) == 1 else [lanes[:-last], lanes[-last:]]

@@ -23,9 +23,9 @@ class HopeConfig(PreTrainedConfig):
             4 * hidden_size / number of levels, so that all levels together are as large as one network.
         mixer: "self_modifying" is Hope; "attention" is Hope-Attention; "delta" and "linear_attention" put
             `DeltaRule` in its place (with one level: a recurrent baseline).
-        memory, chunk_size, decay, normalize_value, conv_size, delta_gradient, momentum, memory_hidden_size:
-            of `SelfModifyingMemory`. Chunks are (memory that is read, other memories). `decay` and
-            `conv_size` are those of the delta rule too.
+        memory, chunk_size, decay, normalize_value, conv_size, delta_gradient, momentum, memory_hidden_size,
+            inner_keys, inner_values, inner_rates, inner_queries: of `SelfModifyingMemory`. Chunks are
+            (memory that is read, other memories). `decay` and `conv_size` are those of the delta rule too.
         beta_max: of the delta rule.
         cms_periods: C_l of the continuum memory's levels, in steps of training, or tokens of `stream`.
         cms_kind, cms_activation: of `ContinuumMemory`.
@@ -53,6 +53,10 @@ class HopeConfig(PreTrainedConfig):
         delta_gradient: bool = True,
         momentum: float = 0.0,
         memory_hidden_size: int | None = None,
+        inner_keys: bool = True,
+        inner_values: bool = True,
+        inner_rates: bool = True,
+        inner_queries: bool = False,
         beta_max: float = 1.0,
         cms_periods: tuple[int, ...] | list[int] = (1, 8, 64),
         cms_kind: str = "sequential",
@@ -95,6 +99,8 @@ class HopeConfig(PreTrainedConfig):
         self.decay, self.normalize_value, self.conv_size = decay, normalize_value, conv_size
         self.delta_gradient, self.momentum = delta_gradient, momentum
         self.memory_hidden_size, self.beta_max = memory_hidden_size, beta_max
+        self.inner_keys, self.inner_values = inner_keys, inner_values
+        self.inner_rates, self.inner_queries = inner_rates, inner_queries
         self.cms_periods, self.cms_kind = list(cms_periods), cms_kind
         self.cms_activation, self.cms_lr = cms_activation, cms_lr
         self.rms_norm_eps, self.rope_theta, self.initializer_range = (

@@ -109,23 +109,32 @@ def solve_writes(
         eta: [..., C].
     """
     size, kinds = left.shape[-3], left.shape[-2]
-    rows = left.flatten(-3, -2)  # token-major: the system is triangular token by token
-    free = (rows @ state.value.transpose(-2, -1)).unflatten(-2, (size, kinds))
-    free = free * kernel.start[..., :-1, None, None]
+    # Weights of tokens go to the narrow factor of each product. Token-major rows: the system is triangular
+    # token by token.
+    rows = (left * eta[..., None, None]).flatten(-3, -2)
+    free = (rows * _each(kernel.start[..., :-1], kinds)) @ state.value.transpose(-2, -1)
     if state.velocity is not None and kernel.velocity is not None:
-        moved = (rows @ state.velocity.transpose(-2, -1)).unflatten(-2, (size, kinds))
-        free = free + moved * kernel.velocity[..., :-1, None, None]
+        moved = rows * _each(kernel.velocity[..., :-1], kinds)
+        free = free + moved @ state.velocity.transpose(-2, -1)
     if right is not None:
-        free = free + right
-    free = (free * eta[..., None, None]).flatten(-3, -2)
+        free = free + (right * eta[..., None, None]).flatten(-3, -2)
     if size == 1:
         return free.unflatten(-2, (size, kinds))
-    overlap = (rows @ keys.transpose(-2, -1)).unflatten(-2, (size, kinds))  # k_s . p_t
-    system = overlap.unsqueeze(-1) * kernel.writes[..., :-1, None, :, :] * eta[..., None, None, None]
-    system = system.flatten(-2, -1).flatten(-3, -2)  # [..., C n, C n]
-    # The diagonal is not read: it stands for 1.
+    overlap = (rows @ keys.transpose(-2, -1)).unflatten(-2, (size, kinds))  # eta_t k_s . p_t
+    system = (overlap.unsqueeze(-1) * kernel.writes[..., :-1, None, :, :]).flatten(-2, -1).flatten(-3, -2)
+    # [..., C n, C n]; the diagonal is not read: it stands for 1.
+    if free.shape[-1] > 2 * system.shape[-1]:
+        # For many columns: a small inverse and one product are faster than substituting in each column.
+        eye = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system)
+        inverse = torch.linalg.solve_triangular(system, eye, upper=False, unitriangular=True)
+        return (inverse @ free).unflatten(-2, (size, kinds))
     solved = torch.linalg.solve_triangular(system, free, upper=False, unitriangular=True)
     return solved.unflatten(-2, (size, kinds))
+
+
+def _each(weights: Tensor, kinds: int) -> Tensor:
+    """[..., C] -> [..., C n, 1]."""
+    return (weights if kinds == 1 else weights.repeat_interleave(kinds, dim=-1)).unsqueeze(-1)
 
 
 def read(
@@ -140,10 +149,10 @@ def read(
     out].
     """
     rows = slice(1, None) if after else slice(None, -1)
-    found = (queries @ state.value.transpose(-2, -1)) * kernel.start[..., rows, None]
+    found = (queries * kernel.start[..., rows, None]) @ state.value.transpose(-2, -1)
     if state.velocity is not None and kernel.velocity is not None:
-        moved = queries @ state.velocity.transpose(-2, -1)
-        found = found + moved * kernel.velocity[..., rows, None]
+        moved = queries * kernel.velocity[..., rows, None]
+        found = found + moved @ state.velocity.transpose(-2, -1)
     overlap = queries @ keys.transpose(-2, -1)
     weights = (overlap.unsqueeze(-1) * kernel.writes[..., rows, :, :]).flatten(-2, -1)
     return found - weights @ writes.flatten(-3, -2)
@@ -151,13 +160,13 @@ def read(
 
 def last_state(state: MatrixState, kernel: BlockKernel, keys: Tensor, writes: Tensor) -> MatrixState:
     """The state after the block."""
-    weighted = (writes * kernel.writes[..., -1, :, :, None]).sum(-2)  # [..., C, out]
-    value = state.value * kernel.start[..., -1, None, None] - weighted.transpose(-2, -1) @ keys
+    weighted = (keys.unsqueeze(-2) * kernel.writes[..., -1, :, :, None]).flatten(-3, -2)  # [..., C n, d]
+    value = state.value * kernel.start[..., -1, None, None]
+    value = value - writes.flatten(-3, -2).transpose(-2, -1) @ weighted
     if kernel.velocity is None or kernel.carry is None:
         return MatrixState(value)
     kept = state.velocity
-    slow = writes[..., -1, :] * kernel.carry[..., 1:, None]
-    velocity = -slow.transpose(-2, -1) @ keys
+    velocity = -writes[..., -1, :].transpose(-2, -1) @ (keys * kernel.carry[..., 1:, None])
     if kept is not None:
         value = value + kept * kernel.velocity[..., -1, None, None]
         velocity = velocity + kept * kernel.carry[..., :1, None]

@@ -15,7 +15,9 @@ from gradatim.models.self_reference import (
     Written,
     from_outputs,
     left_vectors,
+    output_layer,
     self_written,
+    unit,
     written,
 )
 
@@ -49,7 +51,7 @@ def block_size(chunks: tuple[int, int]) -> int:
 def linear_block(
     lanes: tuple[Lane, ...],
     x: Tensor,
-    queries: Tensor,
+    queries: Tensor | None,
     initial: Tensor,
     bias: Tensor,
     rule: SelfRule,
@@ -58,19 +60,29 @@ def linear_block(
 ) -> tuple[Tensor, tuple[Lane, ...]]:
     """One block: Phi_(t-1) q_t [batch, heads, C, d] and the lanes after it.
 
-    x and queries [batch, heads, C, d]; initial [heads, 2d + 2, d] and bias [heads, 2] as in `written`.
+    x and queries [batch, heads, C, d]; without queries they come from M_q. `initial` [heads, 2d + 2, d]
+    stacks M_k, M_v, M_eta, M_alpha and, below them, M_q if there is one; bias [heads, 2].
     """
     writer = lanes[0]
+    weights, offset = output_layer(x, initial[:, : 2 * x.shape[-1] + 2], bias, rule)
     if writer.anchor is None:
-        z = self_written(writer.matrix, x, initial, bias, rule, mask)
+        z = self_written(writer.matrix, x, weights, offset, rule, mask)
     else:
-        z = written(x @ writer.anchor.transpose(-2, -1), initial, bias, rule, mask)
+        z = written(x @ writer.anchor.transpose(-2, -1), weights, offset, rule, mask)
     kernel = block_kernel(z.log_decay, rule.momentum, mask, two=rule.two)
     moved = []
     for lane in lanes:
         left, right = _vectors(lane, z, rule)
         writes = solve_writes(lane.matrix, kernel, z.keys, left, right, z.eta)
         moved.append(replace(lane, matrix=last_state(lane.matrix, kernel, z.keys, writes)))
+        if queries is None:
+            # M_q is written with the first lane, and read where its gradients are taken.
+            if lane.anchor is None:
+                addressed = read(lane.matrix, kernel, z.keys, writes, x)
+            else:
+                addressed = x @ lane.anchor.transpose(-2, -1)
+            queries = _own_queries(addressed, initial)
+    assert queries is not None
     # `writes` and `lane` are those of the last lane: the memory that is read.
     return read(lane.matrix, kernel, z.keys, writes, queries, after), tuple(moved)
 
@@ -78,7 +90,7 @@ def linear_block(
 def linear_step(
     lanes: tuple[Lane, ...],
     x: Tensor,
-    queries: Tensor,
+    queries: Tensor | None,
     initial: Tensor,
     bias: Tensor,
     rule: SelfRule,
@@ -86,7 +98,9 @@ def linear_step(
     after: bool,
 ) -> tuple[Tensor, tuple[Lane, ...]]:
     """The same for one token, without the algebra of blocks."""
-    z = written(x @ lanes[0].start.transpose(-2, -1), initial, bias, rule, mask)
+    addressed = x @ lanes[0].start.transpose(-2, -1)
+    z = written(addressed, *output_layer(x, initial[:, : 2 * x.shape[-1] + 2], bias, rule), rule, mask)
+    queries = _own_queries(addressed, initial) if queries is None else queries
     decay, eta, key = z.log_decay[..., 0].exp(), z.eta[..., 0], z.keys[..., 0, :]
     moved = []
     for lane in lanes:
@@ -102,6 +116,11 @@ def linear_step(
         moved.append(replace(lane, matrix=after_one))
     seen = moved[-1].matrix.value if after else lanes[-1].matrix.value
     return queries @ seen.transpose(-2, -1), tuple(moved)
+
+
+def _own_queries(addressed: Tensor, initial: Tensor) -> Tensor:
+    """q = unit(M_q x) from u = Phi x."""
+    return unit(torch.einsum("bhtd,hmd->bhtm", addressed, initial[:, 2 * addressed.shape[-1] + 2 :]))
 
 
 def _vectors(lane: Lane, z: Written, rule: SelfRule) -> tuple[Tensor, Tensor | None]:
@@ -135,7 +154,8 @@ def stacked_steps(
     outputs = []
     for t in range(x.shape[2]):
         made = memories[..., : 2 * d + 2, :] @ x[:, :, t, :, None]
-        z = from_outputs(made.transpose(-2, -1), bias, rule, None)
+        shift = torch.cat([bias.new_zeros(len(bias), 2 * d), bias], dim=1)[:, None]
+        z = from_outputs(made.transpose(-2, -1) + shift, rule, None)
         k, v = z.keys[..., 0, :, None], z.values[..., 0, :, None]
         eta, decay = z.eta[..., 0, None, None], z.log_decay[..., 0, None, None].exp()
         outputs.append((memories[..., 2 * d + 2 :, :] @ queries[:, :, t, :, None])[..., 0])

@@ -51,6 +51,9 @@ class SelfModifyingMemory(nn.Module):
         conv_size: taps of the convolution; 0 for none.
         delta_gradient: False leaves k k^T out of the step (plain gradient descent: k - v in place of 2k - v).
         momentum: mu of a velocity that the gradients gather in; 0 for none.
+        inner_keys, inner_values, inner_rates: False leaves M_k, M_v, or M_eta and M_alpha at their initial
+            states: plain learned projections, never written. All three False: one memory that is trained.
+        inner_queries: True puts q = unit(M_q x), a memory like that of the keys, in the place of unit(W_q x).
         read: "before" reads M_mem before the token's own write, as in the paper; "after" reads after it.
         method: "chunked" computes blocks of tokens at once; "steps" goes token by token. Same numbers.
 
@@ -73,6 +76,10 @@ class SelfModifyingMemory(nn.Module):
         delta_gradient: bool = True,
         momentum: float = 0.0,
         hidden: int | None = None,
+        inner_keys: bool = True,
+        inner_values: bool = True,
+        inner_rates: bool = True,
+        inner_queries: bool = False,
         read: str = "before",
         method: str = "chunked",
     ) -> None:
@@ -95,14 +102,25 @@ class SelfModifyingMemory(nn.Module):
         self.dim, self.num_heads, self.head_dim = dim, num_heads, dim // num_heads
         self.memory: str = memory
         self.chunk_size, self.after, self.method = chunks, read == "after", method
-        self.rule = SelfRule(decay, normalize_value, delta_gradient, momentum)
+        self.rule = SelfRule(
+            decay,
+            normalize_value,
+            delta_gradient,
+            momentum,
+            inner_keys,
+            inner_values,
+            inner_rates,
+            inner_queries,
+        )
         self.hidden = 2 * self.head_dim if hidden is None else hidden
         self.frozen = False
 
         d = self.head_dim
         self.conv = nn.Parameter(torch.empty(dim, conv_size)) if conv_size else None
-        self.query = Linear(dim, dim, bias=False)
-        shapes = {"matrices": (3 * d + 2, d)} if memory == "linear" else mlp.initial_shapes(d, self.hidden)
+        self.query = None if inner_queries else Linear(dim, dim, bias=False)
+        shapes: dict[str, tuple[int, ...]] = {"matrices": (3 * d + 2 + inner_queries * d, d)}
+        if memory == "mlp":
+            shapes = mlp.initial_shapes(d, self.hidden, inner_queries)
         self.initial = nn.ParameterDict(
             {name: nn.Parameter(torch.empty(num_heads, *shape)) for name, shape in shapes.items()}
         )
@@ -114,7 +132,8 @@ class SelfModifyingMemory(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Matrices N(0, 1 / fan in), rates sigmoid(0) and sigmoid(4), a convolution that passes x through."""
         with torch.no_grad():
-            for weight in (self.query.weight, self.out.weight, *self.initial.values()):
+            projections = [self.out] if self.query is None else [self.query, self.out]
+            for weight in (*(p.weight for p in projections), *self.initial.values()):
                 nn.init.normal_(weight, std=weight.shape[-1] ** -0.5, generator=generator)
             if self.memory == "linear" and not self.rule.normalize_value:
                 # An input of unit root mean square then begins with values of unit length, as keys have.
@@ -165,7 +184,9 @@ class SelfModifyingMemory(nn.Module):
         mixed, conv = causal_conv(x, self.conv, state.conv, mask)
         with torch.autocast(x.device.type, enabled=False):
             wide = wide_type(x.dtype)
-            queries = unit(split(self.query(mixed.to(self.query.weight.dtype)), self.num_heads).to(wide))
+            queries = None
+            if self.query is not None:
+                queries = unit(split(self.query(mixed.to(self.query.weight.dtype)), self.num_heads).to(wide))
             heads = split(mixed, self.num_heads).to(wide)
             found, lanes = self._run(heads, queries, state, mask, fresh, self.method == "steps")
             if not is_finite(lanes):
@@ -177,17 +198,23 @@ class SelfModifyingMemory(nn.Module):
         return y, MemoryState(lanes, conv, state.tokens + count(mask, time))
 
     def _run(
-        self, x: Tensor, queries: Tensor, state: MemoryState, mask: Tensor | None, fresh: bool, steps: bool
+        self,
+        x: Tensor,
+        queries: Tensor | None,
+        state: MemoryState,
+        mask: Tensor | None,
+        fresh: bool,
+        steps: bool,
     ) -> tuple[Tensor, tuple[Lane, ...]]:
         """o [batch, heads, time, d] and the lanes after the last token."""
         initial = {name: value.to(x.dtype) for name, value in self.initial.items()}
         bias = self.rate_bias.to(x.dtype)
         if self.memory == "linear":
             d = self.head_dim
-            writers, reader = initial["matrices"].split([2 * d + 2, d], dim=1)
+            writers, reader = initial["matrices"].split([initial["matrices"].shape[1] - d, d], dim=1)
             base, chunks = linear.block_size(self.chunk_size), linear.lane_chunks(self.chunk_size)
         else:
-            base, chunks = gcd(*self.chunk_size), mlp.lane_chunks(self.chunk_size)
+            base, chunks = gcd(*self.chunk_size), mlp.lane_chunks(self.chunk_size, self.rule)
         time = x.shape[2]
         cuts = blocks(time, state.tokens, base if max(self.chunk_size) > 1 else 1, fresh)
         if steps:
@@ -202,14 +229,16 @@ class SelfModifyingMemory(nn.Module):
             seen = state.tokens + (start if mask is None else mask[:, :start].sum(1))
             lanes = tuple(lane.begin_block(seen, c) for lane, c in zip(lanes, chunks, strict=True))
             part = None if writing is None else writing[..., start:end]
-            rows = (x[:, :, start:end], queries[:, :, start:end])
+            rows = (x[:, :, start:end], None if queries is None else queries[:, :, start:end])
             if self.memory == "linear":
                 one = linear.linear_step if end - start == 1 else linear.linear_block
                 o, lanes = one(lanes, *rows, writers, bias, self.rule, part, self.after)
             else:
-                o, lanes = mlp.mlp_block(lanes, *rows, bias, self.rule, part, self.after)
+                o, lanes = mlp.mlp_block(
+                    lanes, *rows, initial, bias, self.rule, self.chunk_size, part, self.after
+                )
             outputs.append(o)
-        found = torch.cat(outputs, dim=2) if outputs else queries
+        found = torch.cat(outputs, dim=2) if outputs else x
         if self.memory == "linear":
             found = torch.einsum("bhtd,hmd->bhtm", found, reader)
         return found, lanes

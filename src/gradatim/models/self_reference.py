@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradatim.models.memory_scan import MatrixState, block_kernel, read, solve_writes
-from gradatim.models.self_reference_loop import loop_adjoint, loop_forward
 
 
 class Written(NamedTuple):
@@ -46,11 +45,20 @@ class SelfRule:
     normalize_value: bool = True
     delta_gradient: bool = True
     momentum: float = 0.0
+    inner_keys: bool = True
+    inner_values: bool = True
+    inner_rates: bool = True
+    inner_queries: bool = False
 
     @property
     def two(self) -> bool:
         """Whether the gradient gathers in a velocity of its own."""
         return self.momentum != 0.0
+
+    @property
+    def still(self) -> bool:
+        """Whether a memory of k, v, eta or alpha stays at its initial state."""
+        return not (self.inner_keys and self.inner_values and self.inner_rates)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -58,19 +66,35 @@ def unit(x: Tensor) -> Tensor:
     return x * (x.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
 
 
-def written(addressed: Tensor, initial: Tensor, bias: Tensor, rule: SelfRule, mask: Tensor | None) -> Written:
-    """k, v, eta and log a from u = Phi x [batch, heads, C, d].
+def output_layer(x: Tensor, initial: Tensor, bias: Tensor, rule: SelfRule) -> tuple[Tensor, Tensor]:
+    """(W [heads, 2d + 2, d], c [batch, heads, C, 2d + 2]) with W u + c what the four memories put out.
 
-    initial [heads, 2d + 2, d] holds M_k, M_v, M_eta and M_alpha; bias [heads, 2] those of eta and alpha.
+    `initial` [heads, 2d + 2, d] holds M_k, M_v, M_eta and M_alpha; bias [heads, 2] those of eta and alpha. A
+    memory that stays at its initial state reads x itself, not u = Phi x: its rows of W are 0.
+    """
+    d = x.shape[-1]
+    offset = torch.cat([bias.new_zeros(len(bias), 2 * d), bias], dim=1)[:, None]
+    if not rule.still:
+        return initial, offset.expand(*x.shape[:3], -1)
+    inner = [rule.inner_keys] * d + [rule.inner_values] * d + [rule.inner_rates] * 2
+    moving = torch.tensor(inner, dtype=x.dtype, device=x.device)[:, None]
+    return initial * moving, offset + torch.einsum("bhtd,hmd->bhtm", x, initial * (1 - moving))
+
+
+def written(
+    addressed: Tensor, weights: Tensor, offset: Tensor, rule: SelfRule, mask: Tensor | None
+) -> Written:
+    """k, v, eta and log a from u = Phi x [batch, heads, C, d] and the two parts of `output_layer`.
+
     Where `mask` [batch, 1, C] is False, eta and log a are 0: the token leaves the memory as it is.
     """
-    return from_outputs(torch.einsum("bhtd,hmd->bhtm", addressed, initial), bias, rule, mask)
+    return from_outputs(torch.einsum("bhtd,hmd->bhtm", addressed, weights) + offset, rule, mask)
 
 
-def from_outputs(made: Tensor, bias: Tensor, rule: SelfRule, mask: Tensor | None) -> Written:
+def from_outputs(made: Tensor, rule: SelfRule, mask: Tensor | None) -> Written:
     """k, v, eta and log a from what the four memories put out, [batch, heads, C, 2d + 2]."""
     d = made.shape[-1] // 2 - 1
-    keys, values, rates = made[..., :d], made[..., d : 2 * d], made[..., 2 * d :] + bias[:, None]
+    keys, values, rates = made[..., :d], made[..., d : 2 * d], made[..., 2 * d :]
     eta = torch.sigmoid(rates[..., 0])
     log_decay = F.logsigmoid(rates[..., 1]) if rule.decay else torch.zeros_like(eta)
     if mask is not None:
@@ -94,25 +118,26 @@ def left_vectors(z: Written, rule: SelfRule) -> Tensor:
 def self_written(
     state: MatrixState,
     x: Tensor,
-    initial: Tensor,
-    bias: Tensor,
+    weights: Tensor,
+    offset: Tensor,
     rule: SelfRule,
     mask: Tensor | None = None,
     sweeps: bool | None = None,
 ) -> Written:
     """What the tokens x [batch, heads, C, d] of a block write, exactly as one after the other would.
 
+    `weights` and `offset` are those of `output_layer`.
     `sweeps` computes all tokens at once, again and again; otherwise one after the other, without a graph.
     Default: sweeps with momentum and away from the CPU.
     """
     if x.shape[-2] == 1:
-        return written(x @ state.value.transpose(-2, -1), initial, bias, rule, mask)
+        return written(x @ state.value.transpose(-2, -1), weights, offset, rule, mask)
     velocity = state.velocity if state.velocity is not None else torch.zeros_like(state.value)
     if sweeps is None:
         sweeps = rule.two or x.device.type != "cpu"
     if rule.two and not sweeps:
         raise ValueError("the loop knows no momentum: use sweeps")
-    return Written(*_SelfWritten.apply(rule, mask, sweeps, state.value, velocity, x, initial, bias))
+    return Written(*_SelfWritten.apply(rule, mask, sweeps, state.value, velocity, x, weights, offset))
 
 
 class _SelfWritten(torch.autograd.Function):
@@ -121,17 +146,21 @@ class _SelfWritten(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rule: SelfRule, mask: Tensor | None, sweeps: bool, value: Tensor, velocity: Tensor,
-        x: Tensor, initial: Tensor, bias: Tensor,
+        x: Tensor, weights: Tensor, offset: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         z: tuple[Tensor, ...]
         if sweeps:
-            sweep = _sweep(rule, mask, value, velocity, x, initial, bias)
-            first = written(x @ value.transpose(-2, -1), initial, bias, rule, mask)
+            sweep = _sweep(rule, mask, value, velocity, x, weights, offset)
+            first = written(x @ value.transpose(-2, -1), weights, offset, rule, mask)
             z, _ = settle(sweep, first, x.shape[-2])
+            ctx.kept = None
         else:
-            z = loop_forward(value, x, initial, bias, *_switches(rule), mask)
-        ctx.rule, ctx.mask, ctx.sweeps = rule, mask, sweeps
-        ctx.save_for_backward(value, velocity, x, initial, bias, *z)
+            # numba, which it compiles with, takes a second to import
+            from gradatim.models.self_reference_loop import loop_forward
+
+            z, ctx.kept = loop_forward(value, x, weights, offset, *_switches(rule), mask)
+        ctx.rule, ctx.mask = rule, mask
+        ctx.save_for_backward(value, velocity, x, weights, offset, *z)
         return z
 
     @staticmethod
@@ -139,6 +168,14 @@ class _SelfWritten(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, keys, values, eta, log_decay = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
+        if ctx.kept is not None:
+            from gradatim.models.self_reference_loop import loop_adjoint
+
+            value, _, x, weights, offset = inputs
+            switches = (*_switches(ctx.rule), ctx.mask)
+            z = (keys, values, eta, log_decay)
+            of_value, *others = loop_adjoint(value, x, weights, offset, *switches, z, ctx.kept, gradients)
+            return (None, None, None, of_value, None, *others)
         with torch.enable_grad():
             given = [t.detach().requires_grad_(need) for t, need in zip(inputs, needed, strict=True)]
             z = Written(*(t.detach().requires_grad_() for t in (keys, values, eta, log_decay)))
@@ -148,14 +185,7 @@ class _SelfWritten(torch.autograd.Function):
                 found = _pulled(again, z, weights, retain_graph=True)
                 return Written(*(g if d is None else g + d for g, d in zip(gradients, found, strict=True)))
 
-            total: tuple[Tensor, ...]
-            if ctx.sweeps:
-                total, _ = settle(pull, Written(*gradients), keys.shape[-2])
-            else:
-                value, _, x, initial, bias = inputs
-                switches = (*_switches(ctx.rule), ctx.mask)
-                with torch.no_grad():
-                    total = loop_adjoint(value, x, initial, bias, *switches, tuple(z), gradients)
+            total, _ = settle(pull, Written(*gradients), keys.shape[-2])
             wanted = [t for t in given if t.requires_grad]
             found = iter(_pulled(again, wanted, total))
         return (None, None, None, *(next(found) if need else None for need in needed))
@@ -176,15 +206,15 @@ def _switches(rule: SelfRule) -> tuple[bool, bool, bool]:
 
 
 def _sweep(
-    rule: SelfRule, mask: Tensor | None, value: Tensor, velocity: Tensor, x: Tensor, initial: Tensor,
-    bias: Tensor,
+    rule: SelfRule, mask: Tensor | None, value: Tensor, velocity: Tensor, x: Tensor, weights: Tensor,
+    offset: Tensor,
 ) -> Callable[[Written], Written]:  # fmt: skip
     state = MatrixState(value, velocity if rule.two else None)
 
     def sweep(z: Written) -> Written:
         kernel = block_kernel(z.log_decay, rule.momentum, mask, two=rule.two)
         writes = solve_writes(state, kernel, z.keys, left_vectors(z, rule), None, z.eta)
-        return written(read(state, kernel, z.keys, writes, x), initial, bias, rule, mask)
+        return written(read(state, kernel, z.keys, writes, x), weights, offset, rule, mask)
 
     return sweep
 

@@ -1,144 +1,241 @@
-"""What the tokens of a block write to a self-modifying memory, one after the other, without a graph.
+"""What the tokens of a block write to a self-modifying memory, one after the other, compiled.
 
-The same numbers as the sweeps of `self_reference`: on a processor with few cores a loop of small steps
-costs less than sweeping a block a dozen times. Its derivative runs the loop backwards with the adjoint G_t
-= dL/dPhi_t:
+The same numbers as the sweeps of `self_reference`: on a processor a compiled loop costs less than sweeping a
+block a dozen times. Its derivative runs the loop backwards with the adjoint G_t = dL/dPhi_t:
 
     Phi_t = a Phi - eta (Phi p) k^T:    dPhi = a G - eta (G k) p^T,  da = <G, Phi>,  deta = -(G k) . (Phi p),
                                         dk = -eta G^T Phi p,         dp = -eta Phi^T G k,
-    u_t = Phi_(t-1) x_t:                dPhi += du x^T.
+    u_t = Phi_(t-1) x_t:                dPhi += du x^T,              dx = Phi^T du.
 
-Tensors here are [heads, batch, ...], so that one product serves all samples of a head.
+Rows are samples times heads and need nothing of each other: they are shared out among PyTorch's threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, no_type_check
+
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
+# NaN and infinity keep their meaning: only sums may be taken in another order.
+OPTIONS: dict[str, Any] = {
+    "cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"},
+}  # fmt: skip
 SMALLEST = 1e-12  # added to squared norms, as in `unit`
 
 
+class Kept:
+    """What the way back needs of the way there: u [rows, C, d], and the two scales of `unit` [rows, C, 2]."""
+
+    def __init__(self, addressed: np.ndarray, scales: np.ndarray) -> None:
+        self.addressed, self.scales = addressed, scales
+
+
 def loop_forward(
-    value: Tensor, x: Tensor, initial: Tensor, bias: Tensor, delta: bool, unit_values: bool, decay: bool,
+    value: Tensor, x: Tensor, weights: Tensor, offset: Tensor, delta: bool, unit_values: bool, decay: bool,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Kept]:  # fmt: skip
     """k, v [batch, heads, C, d], eta and log a [batch, heads, C] of a block that starts at Phi = `value`."""
-    batch, heads, size, d = x.shape
-    phi = value.transpose(0, 1).reshape(heads * batch, d, d).clone()
-    tokens = x.permute(2, 1, 0, 3).reshape(size, heads * batch, d, 1)
-    made_by, offset = _output_layer(initial, bias)
-    there = None if mask is None else mask.permute(2, 1, 0).expand(size, heads, batch).reshape(size, -1, 1, 1)
-    pairs, logits = [], []
-    for t in range(size):
-        made = torch.baddbmm(offset, torch.bmm(phi, tokens[t]).view(heads, batch, d), made_by)
-        pair = made[..., : 2 * d].reshape(-1, 2, d)
-        scale = (pair * pair).sum(-1, keepdim=True).add_(SMALLEST).rsqrt_()
-        if not unit_values:
-            scale[:, 1] = 1.0
-        pair = pair * scale
-        rates = made[..., 2 * d :].reshape(-1, 2)
-        pairs.append(pair)
-        logits.append(rates)
-        key, p = pair[:, :1], _left(pair, delta)
-        eta, kept = torch.sigmoid(rates).unsqueeze(-1).unsqueeze(-1).unbind(1)
-        if there is not None:
-            eta = eta * there[t]
-            kept = torch.where(there[t], kept, 1.0)
-        write = torch.bmm(phi, p.unsqueeze(-1)).mul_(eta)
-        if decay:
-            phi.mul_(kept)
-        phi.baddbmm_(write, key, alpha=-1)
-    shape = (size, heads, batch)
-    found = torch.stack(pairs).view(*shape, 2, d).permute(2, 1, 0, 3, 4)
-    rates = torch.stack(logits).view(*shape, 2).permute(2, 1, 0, 3)
-    eta, log_decay = torch.sigmoid(rates[..., 0]), torch.nn.functional.logsigmoid(rates[..., 1])
-    if not decay:
-        log_decay = torch.zeros_like(log_decay)
-    if mask is not None:
-        eta, log_decay = eta * mask, log_decay * mask
-    return found[..., 0, :].contiguous(), found[..., 1, :].contiguous(), eta, log_decay
+    batch, heads, size, _ = x.shape
+    rows = batch * heads
+    phi, tokens = _rows(value, rows).copy(), _rows(x, rows)
+    keys, values, addressed = (np.empty_like(tokens) for _ in range(3))
+    eta, log_decay = (np.empty(tokens.shape[:2], tokens.dtype) for _ in range(2))
+    scales = np.empty((rows, size, 2), tokens.dtype)
+    there = _present(mask, batch, heads, size)
+
+    def work(first: int, last: int) -> None:
+        _forward(
+            first, last, phi, tokens, _numpy(weights), _rows(offset, rows), there, delta, unit_values, decay,
+            keys, values, eta, log_decay, addressed, scales,
+        )  # fmt: skip
+
+    _share_out(work, rows)
+    shape = (batch, heads, size)
+    found = tuple(torch.from_numpy(t).view(*shape, *t.shape[2:]) for t in (keys, values, eta, log_decay))
+    return (found[0], found[1], found[2], found[3]), Kept(addressed, scales)
 
 
 def loop_adjoint(
-    value: Tensor, x: Tensor, initial: Tensor, bias: Tensor, delta: bool, unit_values: bool, decay: bool,
-    mask: Tensor | None, z: tuple[Tensor, ...], gradients: tuple[Tensor, ...],
+    value: Tensor, x: Tensor, weights: Tensor, offset: Tensor, delta: bool, unit_values: bool, decay: bool,
+    mask: Tensor | None, z: tuple[Tensor, ...], kept: Kept, gradients: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """lambda with lambda = gradients + (dF/dz)^T lambda, in the shapes of k, v, eta and log a."""
+    """Gradients of `value`, x, `weights` and `offset` from those of k, v, eta and log a."""
     batch, heads, size, d = x.shape
-    rows = heads * batch
+    rows = batch * heads
+    phi, tokens = _rows(value, rows), _rows(x, rows)
+    written = [_rows(t, rows) for t in z]
+    given = [_rows(t, rows) for t in gradients]
+    d_value, d_tokens = np.empty_like(phi), np.empty_like(tokens)
+    d_made = np.empty((rows, size, 2 * d + 2), tokens.dtype)
+    there = _present(mask, batch, heads, size)
 
-    def by_token(t: Tensor) -> Tensor:  # [batch, heads, C, ...] -> [C, rows, ...]
-        return t.permute(2, 1, 0, *range(3, t.dim())).reshape(size, rows, *t.shape[3:])
+    def work(first: int, last: int) -> None:
+        _adjoint(
+            first, last, phi, tokens, _numpy(weights), there, delta, unit_values, decay, *written, *given,
+            kept.scales, d_value, d_tokens, d_made,
+        )  # fmt: skip
 
-    keys, values, eta, log_decay = (by_token(t) for t in z)
-    pair = torch.stack([keys, values], dim=2)  # [C, rows, 2, d]
-    kept = log_decay.exp()
-    tokens = by_token(x)
-    states = value.new_empty(size, rows, d, d)
-    states[0] = value.transpose(0, 1).reshape(rows, d, d)
-    p = pair[:, :, 0] - pair[:, :, 1] + (pair[:, :, 0] if delta else 0)
-    drawn = value.new_empty(size, rows, d, 1)  # Phi p
-    for t in range(size):
-        torch.bmm(states[t], p[t].unsqueeze(-1), out=drawn[t])
-        if t + 1 < size:
-            torch.mul(states[t], kept[t, :, None, None], out=states[t + 1])
-            states[t + 1].baddbmm_(drawn[t] * eta[t, :, None, None], keys[t].unsqueeze(1), alpha=-1)
-
-    made_by, offset = _output_layer(initial, bias)
-    addressed = (states @ tokens.unsqueeze(-1)).view(size, heads, batch, d)
-    made = addressed @ made_by + offset
-    before = made[..., : 2 * d].reshape(size, rows, 2, d)
-    scale = (before * before).sum(-1, keepdim=True).add_(SMALLEST).rsqrt_()
-    share = torch.sigmoid(made[..., 2 * d :].reshape(size, rows, 2))
-    slope = torch.stack([share[..., 0] * (1 - share[..., 0]), 1 - share[..., 1]], dim=-1)
-    if not decay:
-        slope[..., 1] = 0
-    if mask is not None:
-        slope = slope * by_token(mask.expand(batch, heads, size)).unsqueeze(-1)
-    back_by = initial[:, : 2 * d + 2]
-
-    along = torch.stack([by_token(gradients[0]), by_token(gradients[1])], dim=2)  # dL/d(k, v)
-    rates = torch.stack([by_token(gradients[2]), by_token(gradients[3])], dim=2)  # dL/d(eta, log a)
-    right = torch.stack([p, tokens], dim=2)  # [C, rows, 2, d]
-    adjoint = value.new_zeros(rows, d, d)
-    for t in range(size - 1, -1, -1):
-        if t < size - 1:
-            pulled = torch.bmm(adjoint, keys[t].unsqueeze(-1))  # G k
-            rate = eta[t, :, None, None]
-            dp = torch.bmm(pulled.transpose(1, 2), states[t]).mul_(-rate)  # [rows, 1, d]
-            dk = torch.bmm(drawn[t].transpose(1, 2), adjoint).mul_(-rate)
-            along[t, :, 0] += (dk + (2 * dp if delta else dp)).squeeze(1)
-            along[t, :, 1] -= dp.squeeze(1)
-            rates[t, :, 0] -= (pulled * drawn[t]).sum((1, 2))
-            rates[t, :, 1] += (adjoint * states[t]).sum((1, 2)).mul_(kept[t])
-            first = pulled.mul_(-rate)
-            adjoint.mul_(kept[t, :, None, None])
-        else:
-            first = adjoint.new_zeros(rows, d, 1)
-        if t == 0:
-            break
-        into = along[t] - pair[t] * (along[t] * pair[t]).sum(-1, keepdim=True)
-        into = into * scale[t]
-        if not unit_values:
-            into[:, 1] = along[t, :, 1]
-        into = torch.cat([into.flatten(1), rates[t] * slope[t]], dim=1)
-        du = torch.bmm(into.view(heads, batch, -1), back_by).view(rows, d, 1)
-        adjoint.baddbmm_(torch.cat([first, du], dim=2), right[t])
-    shape = (size, heads, batch)
-    along = along.view(*shape, 2, d).permute(2, 1, 0, 3, 4)
-    rates = rates.view(*shape, 2).permute(2, 1, 0, 3)
-    return along[..., 0, :], along[..., 1, :], rates[..., 0], rates[..., 1]
+    _share_out(work, rows)
+    made = torch.from_numpy(d_made).view(batch, heads, size, -1)
+    u = torch.from_numpy(kept.addressed).view(batch, heads, size, d)
+    d_weights = torch.einsum("bhtm,bhtd->hmd", made, u)
+    return torch.from_numpy(d_value).view_as(value), torch.from_numpy(d_tokens).view_as(x), d_weights, made
 
 
-def _left(pair: Tensor, delta: bool) -> Tensor:
-    """2k - v, or k - v."""
-    key, value = pair.unbind(1)
-    return torch.lerp(value, key, 2.0) if delta else key - value
+def _numpy(t: Tensor) -> np.ndarray:
+    found: np.ndarray = t.detach().contiguous().numpy()
+    return found
 
 
-def _output_layer(initial: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """M_k, M_v, M_eta, M_alpha as one matrix [heads, d, 2d + 2] and its offset [heads, 1, 2d + 2]."""
-    d = initial.shape[-1]
-    offset = torch.cat([bias.new_zeros(len(bias), 2 * d), bias], dim=1).unsqueeze(1)
-    return initial.transpose(1, 2).contiguous(), offset
+def _rows(t: Tensor, rows: int) -> np.ndarray:
+    """[batch, heads, ...] -> [batch * heads, ...]."""
+    return _numpy(t).reshape(rows, *t.shape[2:])
+
+
+def _present(mask: Tensor | None, batch: int, heads: int, size: int) -> np.ndarray:
+    """[rows, C], False where a sample has no token."""
+    if mask is None:
+        return np.ones((batch * heads, size), np.bool_)
+    return _numpy(mask.expand(batch, heads, size)).reshape(batch * heads, size)
+
+
+def _share_out(work: Callable[[int, int], None], rows: int) -> None:
+    threads = min(torch.get_num_threads(), rows)
+    if threads == 1:
+        work(0, rows)
+        return
+    ends = [rows * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, ends[:-1], ends[1:]))
+
+
+@njit(**OPTIONS)
+@no_type_check  # runtime checkers of annotations would wrap what is to be compiled
+def _forward(
+    first: int, last: int, phi: Any, x: Any, weights: Any, offset: Any, there: Any, delta: bool,
+    unit_values: bool, decay: bool, keys: Any, values: Any, eta: Any, log_decay: Any, addressed: Any,
+    scales: Any,
+) -> None:  # fmt: skip
+    size, d = x.shape[1], x.shape[2]
+    made, p = np.empty(2 * d + 2, x.dtype), np.empty(d, x.dtype)
+    for r in range(first, last):
+        state, layer = phi[r], weights[r % len(weights)]
+        for t in range(size):
+            token, u, k, v = x[r, t], addressed[r, t], keys[r, t], values[r, t]
+            for i in range(d):
+                total = x.dtype.type(0)
+                for j in range(d):
+                    total += state[i, j] * token[j]
+                u[i] = total
+            for m in range(2 * d + 2):
+                total = x.dtype.type(0)
+                for j in range(d):
+                    total += layer[m, j] * u[j]
+                made[m] = total + offset[r, t, m]
+            one = two = x.dtype.type(SMALLEST)
+            for j in range(d):
+                one += made[j] * made[j]
+                two += made[d + j] * made[d + j]
+            one = x.dtype.type(1) / np.sqrt(one)
+            two = x.dtype.type(1) / np.sqrt(two) if unit_values else x.dtype.type(1)
+            scales[r, t, 0], scales[r, t, 1] = one, two
+            for j in range(d):
+                k[j], v[j] = made[j] * one, made[d + j] * two
+                p[j] = (k[j] + k[j] if delta else k[j]) - v[j]
+            rate, kept = made[2 * d], made[2 * d + 1]
+            if there[r, t]:
+                eta[r, t] = x.dtype.type(1) / (x.dtype.type(1) + np.exp(-rate))
+                # log sigmoid, stable on both sides
+                log_decay[r, t] = min(kept, x.dtype.type(0)) - np.log1p(np.exp(-abs(kept))) if decay else 0
+            else:
+                eta[r, t], log_decay[r, t] = 0, 0
+            rate, kept = eta[r, t], np.exp(log_decay[r, t])
+            for i in range(d):
+                total = x.dtype.type(0)
+                for j in range(d):
+                    total += state[i, j] * p[j]
+                total *= rate
+                for j in range(d):
+                    state[i, j] = kept * state[i, j] - total * k[j]
+
+
+@njit(**OPTIONS)
+@no_type_check  # runtime checkers of annotations would wrap what is to be compiled
+def _adjoint(
+    first: int, last: int, phi: Any, x: Any, weights: Any, there: Any, delta: bool, unit_values: bool,
+    decay: bool, keys: Any, values: Any, eta: Any, log_decay: Any, d_keys: Any, d_values: Any, d_eta: Any,
+    d_log: Any, scales: Any, d_value: Any, d_x: Any, d_made: Any,
+) -> None:  # fmt: skip
+    size, d = x.shape[1], x.shape[2]
+    states, drawn = np.empty((size, d, d), x.dtype), np.empty((size, d), x.dtype)  # Phi, and Phi p
+    ps = np.empty((size, d), x.dtype)
+    pulled, gk, dp, du = (np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(d, x.dtype),
+                          np.empty(d, x.dtype))  # fmt: skip
+    along_k, along_v = np.empty(d, x.dtype), np.empty(d, x.dtype)
+    for r in range(first, last):
+        layer = weights[r % len(weights)]
+        states[0] = phi[r]
+        for t in range(size):
+            k, v, p = keys[r, t], values[r, t], ps[t]
+            rate, kept = eta[r, t], np.exp(log_decay[r, t])
+            for j in range(d):
+                p[j] = (k[j] + k[j] if delta else k[j]) - v[j]
+            for i in range(d):
+                total = x.dtype.type(0)
+                for j in range(d):
+                    total += states[t, i, j] * p[j]
+                drawn[t, i] = total
+                if t + 1 < size:
+                    total *= rate
+                    for j in range(d):
+                        states[t + 1, i, j] = kept * states[t, i, j] - total * k[j]
+        g = d_value[r]
+        g[:] = 0
+        for t in range(size - 1, -1, -1):
+            k, v, p, token, state = keys[r, t], values[r, t], ps[t], x[r, t], states[t]
+            rate, kept = eta[r, t], np.exp(log_decay[r, t])
+            pulled[:], gk[:], dp[:] = 0, 0, 0
+            from_eta, from_log = d_eta[r, t], x.dtype.type(0)
+            for i in range(d):
+                total = x.dtype.type(0)
+                y = drawn[t, i]
+                for j in range(d):
+                    total += g[i, j] * k[j]
+                    pulled[j] += y * g[i, j]
+                    from_log += g[i, j] * state[i, j]
+                gk[i] = total
+                from_eta -= total * y
+                for j in range(d):
+                    dp[j] += total * state[i, j]
+            from_log = from_log * kept + d_log[r, t]
+            dot_k = dot_v = x.dtype.type(0)
+            for j in range(d):
+                slope = -rate * dp[j]
+                along_k[j] = d_keys[r, t, j] - rate * pulled[j] + (slope + slope if delta else slope)
+                along_v[j] = d_values[r, t, j] - slope
+                dot_k += along_k[j] * k[j]
+                dot_v += along_v[j] * v[j]
+            made = d_made[r, t]
+            one, two = scales[r, t, 0], scales[r, t, 1]
+            for j in range(d):
+                made[j] = (along_k[j] - dot_k * k[j]) * one
+                made[d + j] = (along_v[j] - dot_v * v[j]) * two if unit_values else along_v[j]
+            made[2 * d] = from_eta * rate * (x.dtype.type(1) - rate) if there[r, t] else 0
+            made[2 * d + 1] = from_log * (x.dtype.type(1) - kept) if decay and there[r, t] else 0
+            du[:] = 0
+            for m in range(2 * d + 2):
+                total = made[m]
+                for j in range(d):
+                    du[j] += total * layer[m, j]
+            into = d_x[r, t]
+            into[:] = 0
+            for i in range(d):
+                total, share = rate * gk[i], du[i]
+                for j in range(d):
+                    into[j] += share * state[i, j]
+                    g[i, j] = kept * g[i, j] - total * p[j] + share * token[j]
