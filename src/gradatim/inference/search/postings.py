@@ -116,7 +116,7 @@ def build_postings(documents: Iterable[Sequence[str]]) -> Postings:
     )  # fmt: skip
 
 
-def merge_postings(parts: Sequence[tuple[Postings, Int[np.ndarray, " rows"]]], passages: int) -> Postings:
+def merge_postings(parts: Sequence[tuple[Postings, Int[np.ndarray, " _"]]], passages: int) -> Postings:
     """One collection out of parts; the array of each says where its passages go, -1 for those left out.
 
     Raises ValueError where a part's array has another length than its passages.
