@@ -41,6 +41,7 @@ from gradatim.tasks.retrieval import (
     evaluate_run,
     pooled_negatives,
 )
+from gradatim.tasks.span_pairs import Pair, PairCollator, SpanPairs, span_pairs, unsupervised_pairs
 from gradatim.tasks.tabular import TABULAR_TASKS, TabularTask
 from gradatim.tasks.text_classification import (
     PromptTemplate,
@@ -82,6 +83,8 @@ __all__ = [
     "LinearRegressionTask",
     "NetworkTask",
     "NoiseSchedule",
+    "Pair",
+    "PairCollator",
     "Prompt",
     "PromptTemplate",
     "ResampleCallback",
@@ -90,6 +93,7 @@ __all__ = [
     "Row",
     "Shots",
     "SineTask",
+    "SpanPairs",
     "TabularTask",
     "Tasks",
     "TextCorpus",
@@ -123,10 +127,12 @@ __all__ = [
     "retrieval_scores",
     "shared_labels",
     "similarity_rows",
+    "span_pairs",
     "statements",
     "tasks_of_contexts",
     "text_stream",
     "to_multi_positive",
+    "unsupervised_pairs",
     "write_beir",
 ]
 
