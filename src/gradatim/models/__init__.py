@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
     from gradatim.models.lstm_language_model import LSTMConfig, LSTMForCausalLM
     from gradatim.models.paragraph_vector import ParagraphVector
+    from gradatim.models.sense_skip_gram import SenseSkipGram
+    from gradatim.models.skip_gram import SkipGram
 
 # What builds on Hugging Face's PreTrainedModel is imported when asked for: that import takes seconds.
 _LAZY = {
@@ -92,6 +94,8 @@ _LAZY = {
     "LSTMForCausalLM": "lstm_language_model",
     "LinearAttentionRegressor": "linear_attention",
     "ParagraphVector": "paragraph_vector",
+    "SenseSkipGram": "sense_skip_gram",
+    "SkipGram": "skip_gram",
 }
 
 __all__ = [
@@ -150,7 +154,9 @@ __all__ = [
     "ReLUHead",
     "ReplayBuffer",
     "SelfModifyingMemory",
+    "SenseSkipGram",
     "SingleQueryAttention",
+    "SkipGram",
     "SquaredError",
     "anil",
     "attention_gradient",

@@ -178,6 +178,13 @@ def document_seed(ids: Shaped[np.ndarray, " tokens"]) -> int:
     return int.from_bytes(digest, "little")
 
 
+def threads(n_jobs: int | None) -> int:
+    """`n_jobs` as scikit-learn means it: None is 1, -1 all processors."""
+    from joblib import effective_n_jobs
+
+    return int(effective_n_jobs(n_jobs))
+
+
 def on_threads(run: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
     """Runs the tasks side by side, one thread each (kernels hold no lock); the first failure is raised."""
     if len(tasks) == 1:

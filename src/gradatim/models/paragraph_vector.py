@@ -28,6 +28,7 @@ from gradatim.models.paragraph_training import (
     ParagraphWeights,
     infer_paragraphs,
     padded,
+    threads,
     train_paragraphs,
 )
 from gradatim.models.text_vector_files import checked_array, load_text_vectors, save_text_vectors
@@ -40,7 +41,7 @@ from gradatim.models.vocabulary import (
     tokenized,
 )
 
-BINARY_STEP = 100.0
+BINARY_STEP, REAL_BINARY_STEP = 50.0, 4.0
 """Document step over word step for codes: sigma' is at most 1/4 and a document is met rarely."""
 
 
@@ -70,7 +71,8 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     sample : sub-sampling threshold of frequent words; 0 keeps all.
     min_count, max_vocab, ngram : the vocabulary; `ngram=2` predicts bigrams of the document too ("dbow").
     epochs, lr, min_lr : passes, and the step of the shared rows, which falls linearly to `min_lr`.
-    doc_lr : step of the document vectors (falls alike); "auto" is `lr`, and 100 `lr` for codes.
+    doc_lr : step of the document vectors (falls alike); "auto" is `lr`, 50 `lr` for codes, 4 `lr` for
+        Real-Binary.
     rounding : "straight_through", "none" (sigma itself) or "noise" (sigma of d plus Gaussian noise).
     noise : its standard deviation.
     dropout : share of h switched off at random in training.
@@ -79,8 +81,8 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     infer_epochs : passes over an unseen document; None for `epochs`.
     tokenizer : callable for documents given as strings; None takes runs of word characters in lower case.
     n_jobs : threads. 1 is bitwise reproducible; more race on shared rows and are not. Inference always is.
-    device : None for the compiled kernels; "cpu", "cuda" ... trains and infers in torch, in batches.
-    batch_size : tokens of a batch, in torch.
+    device : None for the compiled kernels; "cpu", "cuda" ... trains in torch, in batches of `batch_size`
+        words, by Adam with step `lr` for everything. Inference is compiled either way.
     random_state : seed of training. Inference is seeded by the document itself.
 
     Attributes
@@ -220,13 +222,6 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         check_is_fitted(self)
         corpus = self._encoded(tokenized(X, self.tokenizer), "transform")
         plan = self._plan(self.infer_epochs or self.epochs)
-        if self.device is not None:
-            from gradatim.models.paragraph_torch import infer_in_torch
-
-            return infer_in_torch(
-                corpus, self.vocabulary_, plan, self.weights_, self.sample, self.ns_exponent, self.device,
-                self.batch_size,
-            )  # fmt: skip
         return infer_paragraphs(
             corpus, self.vocabulary_, plan, self.weights_, self.sample, self.ns_exponent, threads(self.n_jobs)
         )
@@ -307,7 +302,9 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: the step falls from lr to min_lr")
-        auto = self.lr * (BINARY_STEP if self.binary else 1.0)
+        auto = self.lr * (
+            (BINARY_STEP if self.real_dim is None else REAL_BINARY_STEP) if self.binary else 1.0
+        )
         return ParagraphPlan(
             size=self.n_components,
             real_dim=self.real_dim,
@@ -357,10 +354,3 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )  # fmt: skip
         vectors[np.diff(corpus.offsets) == 0] = 0.0
         return vectors
-
-
-def threads(n_jobs: int | None) -> int:
-    """`n_jobs` as scikit-learn means it: None is 1, -1 all processors."""
-    from joblib import effective_n_jobs
-
-    return int(effective_n_jobs(n_jobs))
