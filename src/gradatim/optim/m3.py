@@ -32,6 +32,9 @@ from gradatim.optim.step_gradients import (
 )
 
 
+LARGE = 32_768
+
+
 class M3(Optimizer):
     r"""Multi-scale momentum Muon for matrices; the AdamW rule for groups with `matrix=False`.
 
@@ -152,36 +155,56 @@ class M3(Optimizer):
         _apply(params, list(updates), group)
 
     def _step_matrices(self, params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        b1, b2, _ = group["betas"]
         ema = group["accumulate"] == "ema"
         fast = self._memories(params, "fast")
         self._advance_slow(params, gradients, group)
         steps = self._count(params)
-        _accumulate(fast, gradients, b1, ema)
+        _accumulate(fast, gradients, group["betas"][0], ema)
         updates = _orthogonal(fast, group)
+        for piece in _pieces(params):
+            self._descend(
+                [params[i] for i in piece],
+                [gradients[i] for i in piece],
+                [updates[i] for i in piece],
+                [steps[i] for i in piece],
+                group,
+            )
+
+    def _descend(
+        self,
+        params: list[Tensor],
+        gradients: list[Tensor],
+        updates: list[Tensor],
+        steps: list[int],
+        group: dict[str, Any],
+    ) -> None:
+        """W <- W - lr (O1 + alpha O2) / (sqrt(V) + eps), resized; `updates` hold O1."""
+        ema, b2 = group["accumulate"] == "ema", group["betas"][1]
         if group["slow_weight"]:
             slow = [self.state[p]["slow_direction"] for p in params]
             torch._foreach_add_(updates, slow, alpha=group["slow_weight"])
+        scales = [1.0] * len(params)
         if group["second_moment"]:
             squares = self._memories(params, "second_moment")
             if ema:
                 torch._foreach_mul_(squares, b2)
-                torch._foreach_addcmul_(squares, gradients, gradients, value=1 - b2)
-            else:
-                torch._foreach_addcmul_(squares, gradients, gradients, value=b2)
+                # sqrt(V / c^2) + eps = (sqrt(V) + c eps) / c
+                scales = [(1 - b2**t) ** 0.5 for t in steps]
+            torch._foreach_addcmul_(squares, gradients, gradients, value=1 - b2 if ema else b2)
             roots = torch._foreach_sqrt(squares)
-            if ema:
-                torch._foreach_div_(roots, [(1 - b2**t) ** 0.5 for t in steps])
-            torch._foreach_add_(roots, group["eps"])
+            torch._foreach_add_(roots, [c * group["eps"] for c in scales])
             torch._foreach_div_(updates, roots)
+        factors: list[Any] = [group["lr"] * c for c in scales]
         if group["match_rms"] is not None:
             lengths = torch._foreach_norm(updates)
             factors = [
-                group["match_rms"] * p.numel() ** 0.5 / torch.where(n == 0, 1.0, n)
+                group["lr"] * group["match_rms"] * p.numel() ** 0.5 / torch.where(n == 0, 1.0, n)
                 for p, n in zip(params, lengths, strict=True)
             ]
-            torch._foreach_mul_(updates, factors)
-        _apply(params, updates, group)
+        torch._foreach_mul_(updates, factors)
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(params, updates)
 
     def _advance_slow(self, params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         """At the start of step k f take the last f gradients into M2; then note this step's gradient."""
@@ -216,6 +239,16 @@ class M3(Optimizer):
         for p in params:
             self.state[p]["step"] = self._done(p) + 1
         return [self._done(p) for p in params]
+
+
+def _pieces(params: Sequence[Tensor]) -> list[list[int]]:
+    """Who is moved together: all, but on a processor what is large for itself.
+
+    It then stays in the cache from the first pass over it to the last.
+    """
+    alone = [i for i, p in enumerate(params) if p.device.type == "cpu" and p.numel() >= LARGE]
+    others = [i for i in range(len(params)) if i not in set(alone)]
+    return [*([others] if others else []), *([i] for i in alone)]
 
 
 def _accumulate(memories: list[Tensor], values: Sequence[Tensor], beta: float, ema: bool) -> None:

@@ -72,7 +72,10 @@ def newton_schulz_many(
         if len(wide) == 1:
             results = [newton_schulz(wide[0], steps, coefficients, eps, dtype)]
         else:
-            results = list(newton_schulz(torch.stack(wide), steps, coefficients, eps, dtype).unbind())
+            # Stacked in the type of the products: one copy, not two.
+            stacked = torch.stack([m.to(dtype or m.dtype) for m in wide])
+            together = newton_schulz(stacked, steps, coefficients, eps)
+            results = [m.to(wide[0].dtype) for m in together.unbind()]
         for i, result in zip(members, results, strict=True):
             found[i] = result.mT if matrices[i].shape[0] > matrices[i].shape[1] else result
     return found
