@@ -31,7 +31,6 @@ from gradatim.optim.step_gradients import (
     group_gradients,
 )
 
-
 LARGE = 32_768
 
 
