@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradatim.inference.order_averaging import OrderAveragedLogits
     from gradatim.inference.order_descent import StackedState, descend_orders
     from gradatim.inference.seal_retriever import Hit, SEALRetriever
+    from gradatim.inference.sharded_index import ShardedTokenIndex
     from gradatim.inference.stacked_descent import StackedDescent
     from gradatim.inference.substring_beams import Key, substring_beam_search
     from gradatim.inference.substring_processor import SubstringLogitsProcessor
@@ -44,6 +45,7 @@ _LAZY = {
     "OrderAveragedLogits": "inference.order_averaging",
     "PromptedAnswers": "inference.boolean_prompting",
     "SEALRetriever": "inference.seal_retriever",
+    "ShardedTokenIndex": "inference.sharded_index",
     "StackedDescent": "inference.stacked_descent",
     "StackedState": "inference.order_descent",
     "SubstringLogitsProcessor": "inference.substring_processor",
@@ -78,6 +80,7 @@ __all__ = [
     "OrderAveragedLogits",
     "PromptedAnswers",
     "SEALRetriever",
+    "ShardedTokenIndex",
     "StackedDescent",
     "StackedState",
     "SubstringLogitsProcessor",

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", nogil=True)
 @no_type_check
 def symbol_at(text, sa, row, depth):
     """Symbol `depth` places into the row's suffix; -1 past the end of the text."""
@@ -23,7 +23,7 @@ def symbol_at(text, sa, row, depth):
     return np.int64(text[place])
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def lower_bound(text, sa, lo, hi, depth, symbol):
     """First row of [lo, hi) whose symbol at `depth` is at least `symbol`."""
@@ -36,7 +36,7 @@ def lower_bound(text, sa, lo, hi, depth, symbol):
     return lo
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def run_end(text, sa, lo, hi, depth, symbol):
     """First row after `lo` whose symbol at `depth` is larger: doubling steps, then bisection."""
@@ -47,7 +47,7 @@ def run_end(text, sa, lo, hi, depth, symbol):
     return lower_bound(text, sa, lo + 1, min(lo + step, hi), depth, symbol + 1)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def whole_first(text, sa, firsts, lo, hi):
     """The symbol all of whose suffixes are the rows [lo, hi), or -1."""
@@ -61,7 +61,7 @@ def whole_first(text, sa, firsts, lo, hi):
     return symbol
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def extend(text, sa, firsts, pair_begin, pair_symbol, pair_row, los, his, depths, symbols, out_lo, out_hi):
     """For every i the rows of [los, his) whose suffix goes on with symbols[i] after depths[i] symbols."""
@@ -102,7 +102,7 @@ def extend(text, sa, firsts, pair_begin, pair_symbol, pair_row, los, his, depths
             out_hi[i] = row
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def continuations(
     text, sa, firsts, pair_begin, pair_symbol, pair_row, los, his, depths, out_symbol, out_count, offsets
@@ -148,7 +148,7 @@ def continuations(
     return at
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def count_pairs(text, sa, counts):
     """counts[a] = number of distinct symbols that follow a."""
@@ -161,7 +161,7 @@ def count_pairs(text, sa, counts):
         last_first, last_second = first, second
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def fill_pairs(text, sa, pair_symbol, pair_row):
     """Second symbol and first row of every distinct pair, in row order."""

@@ -18,7 +18,7 @@ from numba import njit
 WORDS = 8  # 512 bits share a count
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", nogil=True)
 @no_type_check
 def ones_of(word):
     """Number of set bits of a 64-bit word."""
@@ -28,7 +28,7 @@ def ones_of(word):
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", nogil=True)
 @no_type_check
 def rank(bits, counts, base, blocks, i):
     """Ones among the first i bits of the level that begins at block `base` (and at count base + level)."""
@@ -45,7 +45,7 @@ def rank(bits, counts, base, blocks, i):
     return min(max(total, 0), i)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", nogil=True)
 @no_type_check
 def step_back(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, i, symbol):
     """Row reached from boundary i by putting `symbol` in front: firsts[symbol] + occurrences before i."""
@@ -58,7 +58,7 @@ def step_back(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, i
     return min(max(firsts[symbol] + i - leaves[symbol], 0), n + 1)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def extend(
     bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, los, his, symbols, out_lo, out_hi
@@ -78,7 +78,7 @@ def extend(
         out_hi[k] = max(low, high)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def continuations(
     bits, counts, zeros, firsts, levels, blocks, n, primary, los, his, out_symbol, out_count, offsets
@@ -122,7 +122,7 @@ def continuations(
     return at
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", nogil=True)
 @no_type_check
 def symbol_before(bits, counts, zeros, levels, blocks, n, i):
     """The symbol at place i of the transform (its row without symbol left out), and where it is sorted to."""
@@ -137,7 +137,7 @@ def symbol_before(bits, counts, zeros, levels, blocks, n, i):
     return symbol, i
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True, inline="always", nogil=True)
 @no_type_check
 def row_before(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, row):
     """The row of the suffix one longer at the front, and its first symbol; -1 where there is none."""
@@ -152,7 +152,7 @@ def row_before(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, 
     return symbol, min(max(firsts[symbol] + at - leaves[symbol], 0), n)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def positions(
     bits,
@@ -188,7 +188,7 @@ def positions(
                 break
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 @no_type_check
 def extract(bits, counts, zeros, firsts, leaves, levels, blocks, n, primary, rows, at, lengths, out):
     """The symbols that follow in the text after each row's; False where a walk leaves the index."""
