@@ -25,7 +25,7 @@ def print_answer(answer: Answer, full: bool) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for hit in answer.hits:
         line = Text(f"{hit.rank:>2}  ", style="bold")
         line.append(place(hit), style="bold cyan")

@@ -54,8 +54,8 @@ def _lines() -> Callable[[str, int, int], None]:
 
     def show(step: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done in (0, total) or now - last.get(step, 0.0) > 10:
+        if total and (done in (0, total) or now - last.get(step, 0.0) > 10):
             last[step] = now
-            print(f"{step} {done:,} of {total:,}" if total else step, file=sys.stderr, flush=True)
+            print(f"{step} {done:,} of {total:,}", file=sys.stderr, flush=True)
 
     return show

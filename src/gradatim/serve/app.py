@@ -29,8 +29,8 @@ from gradatim.inference.search import FolderIndex, SearchError
 from gradatim.serve.headers import SecurityHeaders
 from gradatim.serve.page import Asked, Column, render_column, render_page
 
-# "[" is what Starlette makes of an IPv6 address: no name that others could point here begins with it.
-LOOPBACK = ("127.0.0.1", "localhost", "[")
+# An IPv6 address is no name that others could point here.
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 MOST_HITS = 100
 LONGEST_QUESTION = 1000
 MOST_AT_ONCE = 16

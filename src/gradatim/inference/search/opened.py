@@ -52,7 +52,9 @@ class OpenIndex:
         return fuse([self.ranked(question, max(k, FUSED), part) for part in parts], k)
 
     def shared_folder(self, name: str) -> Path:
-        """A checked folder that all shards share."""
+        """A checked folder that all shards share. Raises SearchError where the index was made without it."""
+        if not any(part.startswith(f"shared/{name}/") for part in self.manifest.parts):
+            raise SearchError(f"the index has no {name} of its own; make it again with --{name}")
         return self._shared.folder(name)
 
     @cached_property
