@@ -1,6 +1,7 @@
 """A token index in several files, for corpora that outgrow one machine: shards by documents.
 
-A shard answers for its own documents; counts add up and documents are numbered on from shard to shard: decoding and scoring give what one index of all documents gives. Shards are built by processes or Ray workers,
+A shard answers for its own documents; counts add up, and documents are numbered on from shard to shard:
+decoding and scoring give what one index of all documents gives. Shards are built by processes or Ray workers,
 and queried here, by threads, or where they lie by Ray actors.
 """
 
@@ -266,8 +267,8 @@ class _Remote:
                 copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
                 return _ask(self.index, method, *copies)
 
-        self.ray = ray
-        self.actor = ray.remote(Shard).remote()
+        self.ray: Any = ray
+        self.actor: Any = self.ray.remote(Shard).remote()
 
     def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
         reference = self.actor.ask.remote(method, *arguments)
