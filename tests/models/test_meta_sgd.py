@@ -445,3 +445,16 @@ def test_few_shot_classifier_adapts_a_copy():
     wide = maml(network(8, 4, 2).float(), loss="cross_entropy")
     with pytest.raises(ValueError, match="3 classes, but the module has 2 outputs"):
         FewShotClassifier(wide).fit(X[:3], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_going_back_twice_gives_the_same_gradients(steps):
+    meta = MetaSGD(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), lr=0.3, steps=steps)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 3, generator=g, dtype=torch.float64)
+    y = (x.sum(-1) > 0).double()
+    loss = meta.meta_loss(Tasks(x, y, x.flip(1), y.flip(1)))
+    trained = [p for p in meta.parameters() if p.requires_grad]
+    first = torch.autograd.grad(loss, trained, retain_graph=True)
+    for one, two in zip(first, torch.autograd.grad(loss, trained), strict=True):
+        assert torch.equal(one, two)

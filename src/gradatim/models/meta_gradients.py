@@ -40,27 +40,38 @@ class InnerLoop:
             loss = self.losses(leaves, [w.detach() for w in shared]).sum()
             return torch.autograd.grad(loss, leaves, materialize_grads=True)
 
-    def products(
-        self, own: Sequence[Tensor], shared: Sequence[Tensor], along: Sequence[Tensor], with_shared: bool
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """g, H w and, where wanted, (∂g/∂φ)ᵀ w, at one state: one pass for all three."""
+    def linked(self, own: Sequence[Tensor], shared: Sequence[Tensor], with_shared: bool) -> Linked:
+        """The same gradients with their graph, from which products with the Hessian can be taken once."""
         with torch.enable_grad():
             leaves = [w.detach().requires_grad_() for w in own]
             common = [w.detach().requires_grad_(with_shared and w.is_floating_point()) for w in shared]
             loss = self.losses(leaves, common).sum()
             gradients = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-            wanted = [*leaves, *(w for w in common if w.requires_grad)]
-            live = [(g, w) for g, w in zip(gradients, along, strict=True) if g.requires_grad]
-            if not live:
-                # A loss linear in the weights has no curvature.
-                found: tuple[Tensor, ...] = tuple(torch.zeros_like(w) for w in wanted)
-            else:
-                found = torch.autograd.grad(
-                    [g for g, _ in live], wanted, [w for _, w in live], materialize_grads=True
-                )
-        mixed = iter(found[len(leaves) :])
-        back = tuple(next(mixed) if w.requires_grad else torch.zeros_like(w) for w in common)
-        return tuple(g.detach() for g in gradients), found[: len(leaves)], back
+        return Linked(gradients, leaves, common)
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Gradients g [T, ...] of own weights at one state, still linked to the weights they depend on."""
+
+    gradients: tuple[Tensor, ...]
+    leaves: list[Tensor]
+    common: list[Tensor]
+
+    def products(self, along: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """H w and (∂g/∂φ)ᵀ w, zeros for common weights without gradient; frees the graph."""
+        wanted = [*self.leaves, *(w for w in self.common if w.requires_grad)]
+        live = [(g, w) for g, w in zip(self.gradients, along, strict=True) if g.requires_grad]
+        if not live:
+            # A loss linear in the weights has no curvature.
+            found: tuple[Tensor, ...] = tuple(torch.zeros_like(w) for w in wanted)
+        else:
+            found = torch.autograd.grad(
+                [g for g, _ in live], wanted, [w for _, w in live], materialize_grads=True
+            )
+        mixed = iter(found[len(self.leaves) :])
+        back = tuple(next(mixed) if w.requires_grad else torch.zeros_like(w) for w in self.common)
+        return found[: len(self.leaves)], back
 
 
 def descend(
@@ -107,13 +118,19 @@ class _Descent(torch.autograd.Function):
         ctx.kept = {}
         # The first order needs only the sum of the gradients, and that only where rates are learned.
         sums = loop.first_order and any(ctx.needs_input_grad[3 + count : 3 + 2 * count])
-        ctx.sums = [torch.zeros_like(w) for w in state] if sums else None
+        ctx.sums, ctx.last = None, None
+        # The way back begins with the last step: its graph, one step's worth, is kept for it.
+        keep = not (loop.first_order or loop.checkpoint) and any(ctx.needs_input_grad)
         for k in range(loop.steps):
             if not loop.first_order and k % every == 0 and k:
                 ctx.kept[k] = state
-            g = loop.gradients(state, shared)
-            if ctx.sums is not None:
-                torch._foreach_add_(ctx.sums, list(g))
+            if keep and k + 1 == loop.steps:
+                ctx.last = loop.linked(state, shared, any(ctx.needs_input_grad[3 + 2 * count :]))
+                g = tuple(d.detach() for d in ctx.last.gradients)
+            else:
+                g = loop.gradients(state, shared)
+            if sums:
+                ctx.sums = list(g) if ctx.sums is None else list(torch._foreach_add(ctx.sums, list(g)))
             state = _moved(state, rates, g)
         ctx.save_for_backward(*tensors)
         return tuple(state) if loop.steps else tuple(w.clone() for w in state)
@@ -133,17 +150,19 @@ class _Descent(torch.autograd.Function):
             if ctx.sums is not None:
                 d_rates = [-_reduced(s * v, a) for s, v, a in zip(ctx.sums, u, rates, strict=True)]
         elif loop.steps:
-            totals = [torch.zeros_like(a) for a in rates]
-            back = [torch.zeros_like(w) for w in shared]
             for state in _backwards(ctx, own, rates, shared):
+                # Its graph serves once: whoever goes back a second time computes it again.
+                linked, ctx.last = ctx.last or loop.linked(state, shared, wants_shared), None
                 along = [a.to(v.dtype) * v for a, v in zip(rates, u, strict=True)]
-                g, hessian, mixed = loop.products(state, shared, along, wants_shared)
+                hessian, mixed = linked.products(along)
                 if wants_rates:
-                    totals = [t - _reduced(d * v, a) for t, d, v, a in zip(totals, g, u, rates, strict=True)]
+                    moved = [d.detach() * v for d, v in zip(linked.gradients, u, strict=True)]
+                    d_rates = [
+                        _minus(t, _reduced(m, a)) for t, m, a in zip(d_rates, moved, rates, strict=True)
+                    ]
                 u = [v - h for v, h in zip(u, hessian, strict=True)]
-                back = [b - m for b, m in zip(back, mixed, strict=True)]
-            d_rates = list(totals) if wants_rates else d_rates
-            d_shared = list(back) if wants_shared else d_shared
+                if wants_shared:
+                    d_shared = [_minus(t, m) for t, m in zip(d_shared, mixed, strict=True)]
         return (None, None, None, *(v.sum(0) for v in u), *d_rates, *d_shared)
 
 
@@ -157,6 +176,10 @@ def _backwards(ctx: Any, own: Sequence[Tensor], rates: Sequence[Tensor], shared:
         for _ in range(start, min(start + ctx.every, loop.steps) - 1):
             segment.append(_moved(segment[-1], rates, loop.gradients(segment[-1], shared)))
         yield from reversed(segment)
+
+
+def _minus(total: Tensor | None, part: Tensor) -> Tensor:
+    return -part if total is None else total - part
 
 
 def _reduced(per_task: Tensor, like: Tensor) -> Tensor:
