@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradatim.models.fast_linear import Linear
+from gradatim.models.twice_differentiable import RMSNorm, gate, rotate
 
 KeyValues = tuple[Tensor, Tensor]
 """Keys and values of a context, [batch, heads, context, size] each."""
@@ -65,10 +66,14 @@ class EnergyAttention(nn.Module):
         `torch.softmax`, whose forward-mode derivative cannot be differentiated again.
         """
         shape = h.shape[:3]
-        q, k, v = (self._split(p(h.flatten(1, 2))) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = (x.unflatten(2, shape[1:]) for x in (q, k, v))  # [batch, heads, candidates, time, size]
-        q, k = rotate(q, *(r.unsqueeze(2) for r in rotation)), rotate(k, *(r.unsqueeze(2) for r in rotation))
-        q = q * q.shape[-1] ** -0.5
+        # [batch, heads, candidates, time, size]
+        q, k, v = (
+            p(h).unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        turn = [r.unsqueeze(2) for r in rotation]
+        scale = q.shape[-1] ** -0.5
+        q, k = rotate(q, *(scale * r for r in turn)), rotate(k, *turn)
         keys, values = known
         wide = torch.promote_types(q.dtype, torch.float32)
         # Candidates stand side by side as rows, so the context's keys are never copied.
@@ -99,9 +104,9 @@ class EnergyBlock(nn.Module):
         self, width: int, heads: int, inner: int, epsilon: float, modulated: bool, gates_at_zero: bool
     ) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(width, eps=epsilon)
+        self.input_layernorm = RMSNorm(width, eps=epsilon)
         self.self_attn = EnergyAttention(width, heads)
-        self.post_attention_layernorm = nn.RMSNorm(width, eps=epsilon)
+        self.post_attention_layernorm = RMSNorm(width, eps=epsilon)
         self.mlp = SwiGLU(width, inner)
         self.modulation = nn.Linear(width, 6 * width) if modulated else None
         if self.modulation is not None:
@@ -159,7 +164,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        out: Tensor = self.down_proj(gate(self.gate_proj(h), self.up_proj(h)))
         return out
 
 
@@ -169,12 +174,6 @@ def rotary(positions: Int[Tensor, "batch time"], size: int, theta: float, dtype:
     rates = theta ** (-torch.arange(0, size, 2, device=positions.device, dtype=wide) / size)
     angles = (positions[:, None, :, None].to(wide) * rates).repeat(1, 1, 1, 2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn entry i of the first half with entry i of the second half by the angle of its position."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _softmax(scores: Tensor, by_hand: bool) -> Tensor:

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from gradatim.models.energy_attention import EnergyBlock, KeyValues, rotary
 from gradatim.models.energy_config import EnergyTransformerConfig
+from gradatim.models.twice_differentiable import RMSNorm
 
 
 class EnergyBody(nn.Module):
@@ -42,7 +43,7 @@ class EnergyBody(nn.Module):
             )
             for _ in range(config.num_hidden_layers)
         )
-        self.norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(width, eps=config.rms_norm_eps)
         self.energy_head = nn.Linear(width, 1, bias=False)
         self.embed_steps = nn.Embedding(config.max_trained_steps, width) if kind != "none" else None
         self.final_modulation = nn.Linear(width, 2 * width) if modulated else None

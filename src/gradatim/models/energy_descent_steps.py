@@ -142,13 +142,13 @@ def descend(
                 "use a smaller step_size or learning rate"
             )
         with torch.set_grad_enabled(graphed):
-            slope = (g.to(projection.dtype) @ projection.T).to(wide)  # dE/dp = (dE/de) W^T
             if config.update_space == "logit":
+                slope = (g.to(projection.dtype) @ projection.T).to(wide)  # dE/dp = (dE/de) W^T
                 # Through the softmax: dE/dz = p * (dE/dp - <p, dE/dp>).
                 slope = p * (slope - (p * slope).sum(-1, keepdim=True))
                 moved = z - sizes * slope
             else:
-                moved = p - sizes * slope
+                moved = _step(p, sizes, g, projection, in_place=not graphed)
             z = moved if settings.tol is None else torch.where(active.unsqueeze(-1), moved, z)
             taken = taken + active
             if score is not None and z.shape[1] == 1 and _scored(config, training, i, steps):
@@ -201,6 +201,16 @@ def _step_sizes(alpha: Tensor, settings: Settings, z: Tensor) -> Tensor:
     assert generator is not None
     u = torch.rand(*z.shape[:3], 1, generator=generator, device=generator.device).to(z)
     return alpha * (1 / j + u * (j - 1 / j))
+
+
+def _step(p: Tensor, sizes: Tensor, g: Tensor, projection: Tensor, in_place: bool) -> Tensor:
+    """p - a (dE/de) W^T. The size is multiplied where the gradient is narrow, and the rest is one product."""
+    if projection.dtype != p.dtype or torch.is_autocast_enabled(p.device.type):
+        # In half precision a large size belongs after the product, in which it could overflow.
+        return p - sizes * (g.to(projection.dtype) @ projection.T).to(p.dtype)
+    rows, narrow = p.flatten(0, 2), (sizes * g).flatten(0, 2)
+    moved = (rows.addmm_ if in_place else rows.addmm)(narrow, projection.T, alpha=-1)
+    return moved.view_as(p)
 
 
 def _project(p: Tensor, projection: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gradatim.models.fast_linear import inputs_only
+
 Energy = Callable[[Tensor, Sequence[Tensor], bool], Tensor]
 """energy(e, context tensors, by_hand) -> [*items]."""
 
@@ -44,7 +46,8 @@ def energy_gradient(
         if not e.requires_grad:
             e = e.detach().requires_grad_()
         energies = energy(e, context, False)
-        (g,) = torch.autograd.grad(energies.sum(), e, create_graph=create_graph)
+        with inputs_only():
+            (g,) = torch.autograd.grad(energies.sum(), e, create_graph=create_graph)
     return g, energies.detach()
 
 
@@ -55,7 +58,8 @@ class _Gradient(torch.autograd.Function):
         with torch.enable_grad():
             leaf = e.detach().requires_grad_()
             energies = energy(leaf, context, False)
-            (g,) = torch.autograd.grad(energies.sum(), leaf)
+            with inputs_only():
+                (g,) = torch.autograd.grad(energies.sum(), leaf)
         ctx.energy, ctx.route, ctx.split = energy, route, split
         ctx.autocast = (torch.is_autocast_enabled(e.device.type), torch.get_autocast_dtype(e.device.type))
         ctx.save_for_backward(e, *others)

@@ -436,10 +436,7 @@ def _detached(losses: Sequence[Tensor]) -> Tensor:
 
 def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
     """Cross-entropy of the next token; the mean over scored tokens, or the sum over `items`."""
-    total = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1),
-        labels[:, 1:].flatten().to(logits.device),
-        ignore_index=-100,
-        reduction="sum",
-    )
+    # Labels move, not the logits: cutting those would copy the vocabulary, forwards and backwards.
+    following = F.pad(labels[:, 1:], (0, 1), value=-100).flatten().to(logits.device)
+    total = F.cross_entropy(logits.flatten(0, 1), following, ignore_index=-100, reduction="sum")
     return total / ((labels[:, 1:] != -100).sum().clamp(min=1) if items is None else items)

@@ -8,6 +8,9 @@ autocast, `torch.func` transforms, forward-mode differentiation, `torch.compile`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +21,28 @@ from torch.autograd import forward_ad
 
 SMALLEST = 4_000_000
 """Products with fewer multiply-adds than this go to MKL: a call of the kernel costs ten microseconds more."""
+
+
+_WEIGHTS_WANTED: ContextVar[bool] = ContextVar("weights_wanted", default=True)
+
+
+@contextmanager
+def inputs_only() -> Iterator[None]:
+    """Backward passes in this block ask for gradients of inputs alone.
+
+    For `torch.autograd.grad(energy, input)`: the engine leaves out what nobody asked for, but cannot look
+    into a function of ours, which would take the weights' gradients for nothing.
+    """
+    token = _WEIGHTS_WANTED.set(False)
+    try:
+        yield
+    finally:
+        _WEIGHTS_WANTED.reset(token)
+
+
+def weights_wanted() -> bool:
+    """Whether a backward pass that runs now has to find the gradients of weights: not in `inputs_only`."""
+    return _WEIGHTS_WANTED.get()
 
 
 class Linear(nn.Linear):
@@ -36,27 +61,31 @@ def linear(
     """x W^T + b; differentiable as often as wanted."""
     if not _applies(x, weight, bias):
         return F.linear(x, weight, bias)
-    found: Tensor = _Product.apply(x.flatten(0, -2), weight, bias)
-    return found.unflatten(0, x.shape[:-1])
+    found: Tensor = _Product.apply(x, weight, bias)
+    return found
 
 
 class _Product(torch.autograd.Function):
-    """Y = X W^T + b for matrices, with dX = G W, dW = G^T X, db = sum of G's rows."""
+    """Y = X W^T + b for rows X, with dX = G W, dW = G^T X, db = sum of G's rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        rows = torch.ops.mkldnn._linear_pointwise(x.flatten(0, -2), weight, bias, "none", [], "")
+        return rows.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (g,) = gradients
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        to_x = linear(g, weight.T) if ctx.needs_input_grad[0] else None
+        if not weights_wanted():
+            return to_x, None, None
+        wanted, g, x = ctx.needs_input_grad, g.flatten(0, -2), x.flatten(0, -2)
         return (
-            linear(g, weight.T) if wanted[0] else None,
-            # Over long batches and few columns MKL is the faster of the two here.
-            (linear(g.T, x.T) if min(weight.shape) >= 128 else g.T @ x) if wanted[1] else None,
+            to_x,
+            # Both factors stand the wrong way round for the kernel: it copies them, MKL does not.
+            (linear(g.T, x.T) if min(weight.shape) >= 512 else g.T @ x) if wanted[1] else None,
             g.sum(0) if wanted[2] else None,
         )
 
