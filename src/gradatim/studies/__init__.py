@@ -13,6 +13,7 @@ MODULES: dict[str, tuple[int, str]] = {
     "icl-boolean": (3, "icl_boolean"),
     "nested-learning": (4, "nested_learning"),
     "concept-meta": (7, "concept_meta"),
+    "reranking-curricula": (8, "reranking_curricula"),
     "boosted-network": (9, "boosted_network"),
     "multi-positive": (10, "multi_positive"),
     "icl-gradient-descent": (11, "icl_gradient_descent"),
@@ -20,6 +21,7 @@ MODULES: dict[str, tuple[int, str]] = {
     "schedule-refinement": (20, "schedule_refinement"),
     "icl-newton": (21, "icl_newton"),
     "attention-svm": (22, "attention_svm"),
+    "lg-anna": (23, "lg_anna"),
 }
 
 
