@@ -197,8 +197,7 @@ class BooleanTask:
         generator = context_generator(self.pool_seed, 1)
         assert self.functions is not None
         bits = draw_inputs(self.pool, self.n, self.d, generator, self.x_prob)
-        x = bits.float() * 2 - 1
-        return plant(x, self.functions, self.planted_share, generator, self.plant_per_point)
+        return plant(_signs(bits), self.functions, self.planted_share, generator, self.plant_per_point)
 
     def held_out(self) -> BooleanTask:
         """The same task with every function but those of the pool."""
@@ -236,7 +235,7 @@ class BooleanTask:
                 raise ValueError(f"the pool holds {self.n} inputs per function, got points={m}")
             x = self._pool_inputs[index, :m].to(functions.w.device)
         else:
-            x = draw_inputs(batch, m, self.d, generator, self.x_prob).float() * 2 - 1
+            x = _signs(draw_inputs(batch, m, self.d, generator, self.x_prob))
             if self.planted_share:
                 x = plant(x, functions, self.planted_share, generator, self.plant_per_point)
         flips = _coins((batch, m), self.noise, generator)
@@ -289,11 +288,16 @@ class BooleanTask:
         raise ValueError(f"no function of {self.name} on {self.d} bits found outside the pool of {self.pool}")
 
     def _nearest_neighbour(self, batch: int, m: int, generator: torch.Generator | None) -> Prompt:
-        x = draw_inputs(batch, m, self.d, generator, self.x_prob).float() * 2 - 1
+        x = _signs(draw_inputs(batch, m, self.d, generator, self.x_prob))
         clean = nearest_neighbour_labels(x, self.start_idx, generator)
         flips = _coins((batch, m), self.noise, generator)
         start = torch.full((batch,), self.start_idx, device=x.device)
         return Prompt(x, torch.where(flips, -clean, clean), None, start, clean)
+
+
+def _signs(bits: Tensor) -> Tensor:
+    """-1 and +1 of bools."""
+    return bits.float().mul_(2).sub_(1)
 
 
 def _coins(shape: tuple[int, ...], probability: float, generator: torch.Generator | None) -> Tensor:
