@@ -1,4 +1,4 @@
-"""The parts of the house together: models, losses, optimizers, schedules and samplers, pair by pair.
+"""The parts of the house together: models, losses, curricula, optimizers, schedules, samplers, pair by pair.
 
 One task that they all speak: from a context of tokens and a query, score candidates of which several are
 right. What each combination must do: learn, follow the schedule's own figures, record a norm for each step,
@@ -21,7 +21,8 @@ from torch.utils.data import (
 )
 
 from gradatim.bench.fit import fit
-from gradatim.losses import OBJECTIVES, multi_positive_loss
+from gradatim.curricula import LinearCurriculum
+from gradatim.losses import OBJECTIVES, multi_positive_loss, pairwise_loss, pointwise_loss
 from gradatim.models import BoostedHead, SingleQueryAttention
 from gradatim.optim import (
     M3,
@@ -49,7 +50,7 @@ def make_data() -> TensorDataset:
     candidates = torch.randn(N, CANDIDATES, DIM, generator=g)
     truth = torch.einsum("ncd,nd->nc", candidates, z @ torch.randn(DIM, DIM, generator=g))
     positive = truth >= truth.topk(2).values[:, 1:]  # two right candidates each
-    return TensorDataset(x, z, candidates, positive)
+    return TensorDataset(x, z, candidates, positive, torch.rand(N, generator=g))  # the last: how easy
 
 
 DATA = make_data()
@@ -89,7 +90,7 @@ class Boosted(nn.Module):
             self.features.weight.copy_(0.5 * torch.randn(6, 2 * DIM, generator=seeded(3)))
             self.features.bias.zero_()
         self.head = BoostedHead(6, 1, units_per_step=2, loss="binary_cross_entropy", subsample=1.0)
-        _, z, candidates, positive = DATA.tensors
+        _, z, candidates, positive, _ = DATA.tensors
         with torch.no_grad():
             features = self.encode(z, candidates).flatten(0, 1)
         self.head.fit(features, positive.flatten().float(), 4, generator=seeded(4))
@@ -105,31 +106,55 @@ class Boosted(nn.Module):
 
 
 class Loss:
-    """A loss of the house on the scores; its own draws belong into a checkpoint."""
+    """A loss of the house, weighted by a curriculum; its draws and its position belong into a checkpoint."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.generator = name, seeded(5)
+    def __init__(self, name: str, curriculum: LinearCurriculum | None = None) -> None:
+        self.name, self.curriculum, self.generator = name, curriculum, seeded(5)
+        self.steps = 0
 
     def __call__(self, model, batch):
-        *inputs, positive = batch
-        scores = model(*inputs)
+        *inputs, positive, easy = batch
+        rows = self.rows(model(*inputs), positive)
+        if self.curriculum is None:
+            return rows.mean()
+        samples, self.steps = self.steps * BATCH, self.steps + 1
+        position = self.curriculum.position(samples, self.steps - 1, samples / N)
+        return (rows * self.curriculum.weight(easy, position)).mean()
+
+    def rows(self, scores, positive):
         if self.name == "cross-entropy":
-            return nn.functional.cross_entropy(scores, positive.float().argmax(1))
+            return nn.functional.cross_entropy(scores, positive.float().argmax(1), reduction="none")
+        if self.name == "pairwise":  # one of the two right candidates against all wrong ones
+            order = positive.int().argsort(dim=1, descending=True, stable=True)
+            return pairwise_loss(scores.gather(1, order)[:, [0, 2, 3, 4, 5]], reduction="none")
+        if self.name == "pointwise":
+            each = pointwise_loss(
+                scores.flatten(), positive.float().flatten(), loss="cross_entropy_logits", reduction="none"
+            )
+            return each.reshape(scores.shape).mean(1)
         generator = self.generator if self.name == "rand1-lh" else None
-        return multi_positive_loss(scores, positive, objective=self.name, generator=generator)
+        return multi_positive_loss(
+            scores, positive, objective=self.name, generator=generator, reduction="none"
+        )
 
     def state_dict(self):
-        return {"generator": self.generator.get_state()}
+        return {"generator": self.generator.get_state(), "steps": self.steps}
 
     def load_state_dict(self, state):
         self.generator.set_state(state["generator"])
+        self.steps = state["steps"]
 
 
 FACTORS = [1.0, 0.9, 0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1]
 NORMS = [2.0, 1.6, 1.3, 1.1, 1.0, 0.9, 0.9, 1.0, 1.0, 1.0, 1.1, 1.1]
 
 MODELS = {"bilinear": Bilinear, "attention": Attentive, "boosted head": Boosted}
-LOSSES = (*OBJECTIVES, "cross-entropy")
+LOSSES = (*OBJECTIVES, "cross-entropy", "pairwise", "pointwise")
+CURRICULA = {
+    "unweighted": None,
+    "easy first": LinearCurriculum(3, iteration_size=2 * BATCH),
+    "hard first, mean 1": LinearCurriculum(2, "epoch", anti=True, normalize=True),
+}
 OPTIMIZERS = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.5),
     "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02),
@@ -148,7 +173,7 @@ SAMPLERS = {
     "shuffled": lambda: RandomSampler(DATA, generator=seeded(6)),
     "weighted": lambda: WeightedRandomSampler(torch.arange(1.0, N + 1), N, generator=seeded(7)),
 }
-# Every pair of parts meets, in 42 of the 1134 combinations.
+# Every pair of parts meets, in 54 of the 4374 combinations.
 CASES = [
     (
         model,
@@ -156,6 +181,7 @@ CASES = [
         list(OPTIMIZERS)[(m + k + 3 * j) % 6],
         list(SCHEDULES)[(2 * m + k) % 3],
         list(SAMPLERS)[(m + k // 3) % 3],
+        list(CURRICULA)[(m + 2 * (k // 3)) % 3],
     )
     for j in range(2)
     for m, model in enumerate(MODELS)
@@ -164,12 +190,12 @@ CASES = [
 
 
 def run(case, steps=STEPS, **options):
-    model_name, loss_name, optimizer_name, schedule_name, sampler_name = case
+    model_name, loss_name, optimizer_name, schedule_name, sampler_name, curriculum = case
     model = MODELS[model_name]()
     optimizer = OPTIMIZERS[optimizer_name](model)
     scheduler = SCHEDULES[schedule_name][0](optimizer)
     loader = DataLoader(DATA, BATCH, sampler=SAMPLERS[sampler_name]())
-    loss_fn = Loss(loss_name)
+    loss_fn = Loss(loss_name, CURRICULA[curriculum])
     with GradNormRecorder(optimizer) as recorder:
         result = fit(model, optimizer, loader, loss_fn, scheduler=scheduler, steps=steps, clip=1.0,
                      stateful={"recorder": recorder, "loss": loss_fn}, **options)  # fmt: skip
@@ -184,14 +210,14 @@ def whole_loss(model, loss_name) -> float:
 
 
 def test_every_pair_of_parts_meets():
-    for a, b in itertools.combinations(range(5), 2):
+    for a, b in itertools.combinations(range(6), 2):
         options = [{case[i] for case in CASES} for i in (a, b)]
         assert {(case[a], case[b]) for case in CASES} == set(itertools.product(*options))
 
 
 @pytest.mark.parametrize("case", CASES, ids=" + ".join)
 def test_parts_compose(case, tmp_path):
-    model_name, loss_name, optimizer_name, schedule_name, _ = case
+    model_name, loss_name, optimizer_name, schedule_name, *_ = case
     before = MODELS[model_name]()
     result, model, recorder = run(case)
 

@@ -11,16 +11,27 @@ from typing import Any
 import pytest
 import torch
 
-from gradatim.losses import OBJECTIVES, multi_positive_loss
+from gradatim.losses import (
+    OBJECTIVES,
+    PAIRWISE_KINDS,
+    POINTWISE_KINDS,
+    multi_positive_loss,
+    pairwise_loss,
+    pointwise_loss,
+)
 
 
 @dataclass(frozen=True)
 class LossCase:
-    """A loss as `call(scores, reduction=..., weight=...)` on random scores of shape (batch, width)."""
+    """A loss as `call(scores, reduction=..., weight=...)` on random scores of shape (batch, width).
+
+    `relative`: only differences of scores within a row matter.
+    """
 
     name: str
     call: Callable[..., torch.Tensor]
     width: int = 9
+    relative: bool = True
 
 
 def positives(batch: int, width: int) -> torch.Tensor:
@@ -44,10 +55,31 @@ def multi_positive(objective: str, **options: Any) -> LossCase:
     return LossCase("-".join([objective, *map(str, options.values())]), call)
 
 
+def pairwise(kind: str, width: int) -> LossCase:
+    # With so large a margin the hinge is never flat, as a gradient test needs it.
+    margin = {"margin": 40.0} if kind in ("hinge", "mse") else {}
+
+    def call(scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return pairwise_loss(scores, loss=kind, **margin, **kwargs)
+
+    return LossCase(f"pairwise-{kind}-{width}", call, width, relative=kind != "nogueira_cross_entropy")
+
+
+def pointwise(kind: str) -> LossCase:
+    def call(scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        grades = torch.tensor([1.0, 0.0, 3.0, 0.0, -999.0, 1.0])[: len(scores)]
+        return pointwise_loss(scores[:, 0], grades, loss=kind, **kwargs)
+
+    return LossCase(f"pointwise-{kind}", call, 1, relative=False)
+
+
 CASES = [
     *(multi_positive(objective) for objective in OBJECTIVES),
     multi_positive("joint-lh", normalize=False),
     multi_positive("lse-pair", positive_selector="min", negative_selector="max"),
+    *(pairwise(kind, width) for kind in PAIRWISE_KINDS for width in (2, 4)),
+    # "cross_entropy" takes probabilities, which random scores are not; its own tests hold it to this.
+    *(pointwise(kind) for kind in POINTWISE_KINDS if kind != "cross_entropy"),
 ]
 every_loss = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -110,6 +142,8 @@ def test_rows_do_not_see_one_another(case):
 
 @every_loss
 def test_adding_a_constant_to_a_row_changes_nothing(case):
+    if not case.relative:
+        pytest.skip("reads the scores themselves")
     scores = scores_of(case, 4)
     shifted = scores + torch.tensor([[0.0], [5.0], [-20.0], [100.0]], dtype=torch.float64)
     torch.testing.assert_close(
@@ -126,7 +160,7 @@ def test_global_random_state_is_left_alone(case):
 
 COMPILED = """
 import torch
-from gradatim.losses import OBJECTIVES, multi_positive_loss
+from gradatim.losses import OBJECTIVES, multi_positive_loss, pairwise_loss, pointwise_loss
 g = torch.Generator().manual_seed(0)
 scores = torch.randn(5, 8, generator=g)
 mask = torch.rand(5, 8, generator=g) < 0.4
@@ -141,6 +175,19 @@ for objective in OBJECTIVES:
     a, b = scores.clone().requires_grad_(), scores.clone().requires_grad_()
     one = compiled(a, mask, objective=objective, weight=weight)
     two = multi_positive_loss(b, mask, objective=objective, weight=weight)
+    one.backward(), two.backward()
+    torch.testing.assert_close(one, two)
+    torch.testing.assert_close(a.grad, b.grad)
+grades = torch.tensor([1.0, 0.0, 2.0, 0.0, -999.0])
+curriculum = [(pairwise_loss, kind, ()) for kind in ("softmax", "hinge")]
+curriculum += [(pointwise_loss, kind, (grades,)) for kind in ("mse", "cross_entropy")]
+for function, kind, more in curriculum:
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    inputs = scores if function is pairwise_loss else scores[:, 0].sigmoid()
+    a, b = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
+    one = compiled(a, *more, loss=kind, weight=weight)
+    two = function(b, *more, loss=kind, weight=weight)
     one.backward(), two.backward()
     torch.testing.assert_close(one, two)
     torch.testing.assert_close(a.grad, b.grad)
