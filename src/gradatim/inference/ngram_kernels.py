@@ -49,7 +49,7 @@ def build_trie(key_begin, key_token, nodes, tokens, children, ends):
 def match(nodes, tokens, children, ends, longest, doc_begin, doc_token, out_doc, out_key, out_place):
     """Every occurrence of every key: document, key and place. Returns how many there are in all.
 
-    Call with empty outputs to count, then with outputs of that length.
+    Those beyond the length of the outputs are only counted.
     """
     mask = nodes.shape[0] - 1
     found = 0

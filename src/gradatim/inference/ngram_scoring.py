@@ -231,11 +231,13 @@ def _matches(
     ends = np.full(len(table.tokens) + 1, -1, dtype=np.int64)
     kernels.build_trie(table.begin, table.tokens, nodes, edges, children, ends)
     longest = int(table.lengths.max())
-    out = [np.empty(0, dtype=np.int64)] * 3
-    count = kernels.match(nodes, edges, children, ends, longest, offsets, tokens, *out)
-    out = [np.empty(count, dtype=np.int64) for _ in range(3)]
-    kernels.match(nodes, edges, children, ends, longest, offsets, tokens, *out)
-    return out[0], out[1], out[2]
+    room = max(1024, len(tokens))
+    while True:
+        out = [np.empty(room, dtype=np.int64) for _ in range(3)]
+        count = kernels.match(nodes, edges, children, ends, longest, offsets, tokens, *out)
+        if count <= room:
+            return out[0][:count], out[1][:count], out[2][:count]
+        room = count
 
 
 def _score(
@@ -248,9 +250,9 @@ def _score(
     unigrams: Float[np.ndarray, " bound"] | None,
 ) -> _Scores:
     """Scores of the documents with a match. Without `texts` unigrams are left out."""
-    order = np.lexsort((place, key, docs))
-    docs, key, place = docs[order], key[order], place[order]
-    names, begin = np.unique(docs, return_index=True)
+    docs, key, place = _sorted(docs, key, place, len(table.keys))
+    begin = np.flatnonzero(np.concatenate([[True], docs[1:] != docs[:-1]]))[: len(docs)]
+    names = docs[begin]
     begin = np.concatenate([begin, [len(docs)]]).astype(np.int64)
     if settings.scoring != "intersective":
         best = key[begin[:-1]]
@@ -293,6 +295,23 @@ def _score(
     if settings.single_key:
         scores = (1 - settings.single_key) * scores + settings.single_key * gain[key[begin[:-1]]]
     return _Scores(names, scores, chosen_begin, chosen_key, chosen_gain)
+
+
+def _sorted(
+    docs: Int[np.ndarray, " found"],
+    key: Int[np.ndarray, " found"],
+    place: Int[np.ndarray, " found"],
+    keys: int,
+) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
+    """Matches by document, key and place: as one number each where it fits, which sorts faster."""
+    reach = int(place.max(initial=0)) + 1
+    if int(docs.max(initial=0)) + 1 < 2**62 // (keys * reach):
+        code = np.sort((docs * keys + key) * reach + place)
+        code, place = np.divmod(code, reach)
+        docs, key = np.divmod(code, keys)
+        return docs, key, place
+    order = np.lexsort((place, key, docs))
+    return docs[order], key[order], place[order]
 
 
 def _distinct(table: _Table) -> tuple[Int[np.ndarray, " keys_and_one"], Int[np.ndarray, " total"]]:

@@ -17,6 +17,7 @@ MODULES: dict[str, tuple[int, str]] = {
     "boosted-network": (9, "boosted_network"),
     "multi-positive": (10, "multi_positive"),
     "icl-gradient-descent": (11, "icl_gradient_descent"),
+    "seal": (13, "seal"),
     "icl-vs-gd": (17, "icl_vs_gd"),
     "schedule-refinement": (20, "schedule_refinement"),
     "icl-newton": (21, "icl_newton"),
