@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from gradatim.bench import Outcome, Results, judge
 from gradatim.studies import nested_learning_optimizers as optimizers
 from gradatim.studies.nested_learning import study
+from gradatim.studies.nested_learning_classes import IntentStream, data_version
 from gradatim.studies.nested_learning_continual import TASKS, Stream, digits, run
 from gradatim.studies.nested_learning_toys import identities, orthogonal_run, valley, valley_runs
 
@@ -116,7 +118,7 @@ def test_one_speed_at_the_matched_rates_is_sgd_with_groups():
     from gradatim.models import ContinuumMemory
 
     memory = ContinuumMemory(64, settings["periods"], 64, activation="relu")
-    state, head = _start(memory, [7])
+    state, head = _start(memory, [7], 64, 10)
     with torch.no_grad():
         for level, values in zip(memory.levels, state.fast, strict=True):
             for n, p in level.named_parameters():
@@ -126,7 +128,7 @@ def test_one_speed_at_the_matched_rates_is_sgd_with_groups():
     sgd = torch.optim.SGD([*groups, {"params": [weight], "lr": settings["lr"][0]}], lr=0.1)
     stream = Stream(7)
     for task in range(TASKS):
-        for rows in stream.epoch().split(100):
+        for rows in stream.epoch(task).split(100):
             x, y = _batch([stream], task, rows[None])
             sgd.zero_grad()
             torch.nn.functional.cross_entropy(memory(x[0]) @ weight.mT, y[0]).backward()
@@ -190,6 +192,7 @@ def test_claims_can_fail(found):
 LONGER = [
     *("digits/independent", "digits/slow", "digits/replay", "m3/sgd", "m3/delta", "m3/deep"),
     *("text/hope", "text/rate-matched", "text/transformer"),
+    *("text/no-inner-k", "text/no-inner-v", "text/inner-q"),
     *(a.name for a in study.arms if a.name.endswith("/delta (0,2)") and a.settings["language"] != "parity"),
 ]
 
@@ -216,3 +219,38 @@ def test_snippet_runs(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any("1/512" in line for line in lines)
     assert float(lines[-1]) < 2.5
+
+
+def intents_file(folder, classes=6, each=4):
+    words = [f"word{c}" for c in range(classes)]
+    rows = [[f"{w} number {i}", w] for w in words for i in range(each)]
+    file = folder / "intents.json"
+    file.write_text(json.dumps({"train": rows, "test": [[f"{w} again", w] for w in words]}), encoding="utf-8")
+    return str(file)
+
+
+def test_intents_come_in_disjoint_steps_and_are_learned(tmp_path):
+    path = intents_file(tmp_path)
+    stream = IntentStream(7, path, 3, 32)
+    seen = [set(stream.rows(t, stream.held(t))[1].tolist()) for t in range(3)]
+    assert sorted(c for step in seen for c in step) == list(range(6))
+    for task in range(3):
+        x, y = stream.rows(task, stream.epoch(task))
+        assert set(y.tolist()) == seen[task]
+        assert len(y) == 8
+        assert x.shape == (8, 32)
+    _, old = stream.replayed(2, 50)
+    assert set(old.tolist()) <= seen[0] | seen[1]
+    scale = {"intents": {"tasks": 3, "features": 32, "epochs": 6, "batch_size": 4, "fisher": 3}, "data": path}
+    for name in ("intents/one", "intents/ewc", "intents/replay"):
+        (outcome,) = study.batch(ARMS[name], [7], scale)
+        # Each step is learned while it lasts; chance among six intents is a sixth.
+        assert outcome.metrics["plasticity"] > 0.4
+    assert data_version(scale) != data_version({**scale, "data": ""}) == ""
+
+
+def test_without_a_file_the_arm_says_what_it_needs(monkeypatch):
+    monkeypatch.delenv("GRADATIM_INTENTS", raising=False)
+    scale = {"intents": {"tasks": 3, "features": 8, "epochs": 1, "batch_size": 4, "fisher": 3}}
+    with pytest.raises(FileNotFoundError, match=r"GRADATIM_INTENTS.*data_small\.json"):
+        study.batch(ARMS["intents/cms"], [7], scale)

@@ -1,15 +1,16 @@
-"""Study 04, part (c): five permuted digit tasks in a row, learned by a continuum memory and its controls.
+"""Study 04, part (c): tasks in a row, learned by a continuum memory and its controls.
 
 A network of three memory levels x + W1 relu(W2 x) and a linear head reads the 64 pixels of scikit-learn's
-digits; task 1 shows them as they are, the others under a fixed permutation each. All seeds of an arm run as
-one stack: a seed is a sample with a memory state of its own.
+digits; task 1 shows them as they are, the others under a fixed permutation each; `nested_learning_classes`
+gives intents, class by class. All seeds of an arm run as one stack: a seed is a sample with a memory state of
+its own.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,34 @@ def digits() -> tuple[Tensor, Tensor]:
     return (x - x.mean()) / x.std(), torch.tensor(data.target)
 
 
+class TaskStream(Protocol):
+    """The tasks of one seed: how many, how wide, of how many classes, and their rows."""
+
+    tasks: int
+    width: int
+    classes: int
+    generator: torch.Generator
+
+    def epoch(self, task: int) -> Tensor:
+        """The task's training rows in a new order."""
+
+    def example(self, task: int, k: int) -> Tensor:
+        """One of its training rows."""
+
+    def held(self, task: int) -> Tensor:
+        """Its test rows."""
+
+    def rows(self, task: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of rows."""
+
+    def replayed(self, before: int, count: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of earlier tasks."""
+
+
 class Stream:
     """The tasks of one seed: a split of its own, permutations of its own, shuffled epochs."""
+
+    tasks, width, classes = TASKS, WIDTH, CLASSES
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -47,9 +74,17 @@ class Stream:
             torch.randperm(WIDTH, generator=self.generator) for _ in range(TASKS - 1)
         ]
 
-    def epoch(self) -> Tensor:
+    def epoch(self, task: int) -> Tensor:
         """The training rows in a new order."""
         return self.train[torch.randperm(TRAIN, generator=self.generator)]
+
+    def example(self, task: int, k: int) -> Tensor:
+        """The k-th training row."""
+        return self.train[k : k + 1]
+
+    def held(self, task: int) -> Tensor:
+        """The test rows."""
+        return self.test
 
     def rows(self, task: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels as task `task` shows them, and labels."""
@@ -65,20 +100,27 @@ class Stream:
 
 def run(settings: Mapping[str, Any], seeds: Sequence[int], scale: Scale) -> list[Outcome]:
     """Accuracy on every task after every task; their mean at the end, forgetting, plasticity."""
-    streams = [Stream(seed) for seed in seeds]
+    return run_streams(settings, [Stream(seed) for seed in seeds], seeds, scale)
+
+
+def run_streams(
+    settings: Mapping[str, Any], streams: Sequence[TaskStream], seeds: Sequence[int], scale: Scale
+) -> list[Outcome]:
+    """The same on any tasks."""
+    tasks, width = streams[0].tasks, streams[0].width
     memory = ContinuumMemory(
-        WIDTH, settings["periods"], WIDTH, settings.get("kind_of", "sequential"), "relu", lr=settings["lr"],
+        width, settings["periods"], width, settings.get("kind_of", "sequential"), "relu", lr=settings["lr"],
         reduction=settings.get("reduction", "sum"), meta_rate=settings.get("meta_rate", 0.5),
     )  # fmt: skip
-    state, head = _start(memory, seeds)
+    state, head = _start(memory, seeds, width, streams[0].classes)
     mix = None if memory.mix is None else memory.mix.detach().repeat(len(seeds), 1).requires_grad_()
     rate = memory.clocks.lr[0]
-    after = torch.zeros(TASKS, TASKS, len(seeds))  # [after task, on task, seed]
+    after = torch.zeros(tasks, tasks, len(seeds))  # [after task, on task, seed]
     anchors: list[Anchor] = []
     replay = settings.get("replay", False)
-    for task in range(TASKS):
+    for task in range(tasks):
         for _ in range(scale["epochs"]):
-            orders = torch.stack([s.epoch() for s in streams])
+            orders = torch.stack([s.epoch(task) for s in streams])
             for rows in orders.split(scale["batch_size"], dim=1):
                 x, y = _batch(streams, task, rows)
                 if replay and task:
@@ -91,15 +133,17 @@ def run(settings: Mapping[str, Any], seeds: Sequence[int], scale: Scale) -> list
                     _pull_back(state, head, anchors, rate * settings["ewc"])
         if settings.get("ewc"):
             anchors = _anchored(memory, state, head, streams, task, anchors, scale["fisher"])
-        for on in range(TASKS):
-            x, y = _batch(streams, on, torch.stack([s.test for s in streams]))
+        for on in range(tasks):
+            x, y = _batch(streams, on, torch.stack([s.held(on) for s in streams]))
             with torch.no_grad():
                 right = _logits(memory, state, head, mix, x).argmax(-1) == y
             after[task, on] = right.float().mean(1)
     return [_outcome(after[..., s]) for s in range(len(seeds))]
 
 
-def _start(memory: ContinuumMemory, seeds: Sequence[int]) -> tuple[ContinuumState, Tensor]:
+def _start(
+    memory: ContinuumMemory, seeds: Sequence[int], width: int, classes: int
+) -> tuple[ContinuumState, Tensor]:
     """First values drawn per seed, at the scale of `nn.Linear`'s own."""
     fast, heads = [], []
     draws = [torch.Generator().manual_seed(10_000_000 + seed) for seed in seeds]
@@ -112,13 +156,13 @@ def _start(memory: ContinuumMemory, seeds: Sequence[int]) -> tuple[ContinuumStat
                 for name, p in level.named_parameters()
             }
         )
-    heads = [(2 * torch.rand(CLASSES, WIDTH, generator=g) - 1) * WIDTH**-0.5 for g in draws]
+    heads = [(2 * torch.rand(classes, width, generator=g) - 1) * width**-0.5 for g in draws]
     empty: tuple[Values, ...] = tuple({} for _ in fast)
     state = ContinuumState(tuple(fast), tuple(fast), empty, 0, per_sample=True)
     return state, torch.stack(heads).requires_grad_()
 
 
-def _batch(streams: Sequence[Stream], task: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _batch(streams: Sequence[TaskStream], task: int, rows: Tensor) -> tuple[Tensor, Tensor]:
     """[seed, batch, 64] and [seed, batch]."""
     drawn = [stream.rows(task, r) for stream, r in zip(streams, rows, strict=True)]
     return torch.stack([d[0] for d in drawn]), torch.stack([d[1] for d in drawn])
@@ -173,7 +217,7 @@ def _anchored(
     memory: ContinuumMemory,
     state: ContinuumState,
     head: Tensor,
-    streams: Sequence[Stream],
+    streams: Sequence[TaskStream],
     task: int,
     anchors: Sequence[Anchor],
     examples: int,
@@ -185,7 +229,7 @@ def _anchored(
     held = [*_tensors(state), head]
     fisher = [torch.zeros_like(v) for v in held]
     for k in range(examples):
-        x, _ = _batch(streams, task, torch.stack([s.train[k : k + 1] for s in streams]))
+        x, _ = _batch(streams, task, torch.stack([s.example(task, k) for s in streams]))
         logits = _logits(memory, state, head, None, x)
         drawn = [
             torch.multinomial(p.softmax(-1), 1, generator=s.generator)[:, 0]
@@ -218,15 +262,16 @@ def _tensors(state: ContinuumState) -> list[Tensor]:
 def _outcome(after: Tensor) -> Outcome:
     """`after` [after task, on task] of one seed."""
     last, learned = after[-1], after.diagonal()
-    best = torch.stack([after[i:, i].max() for i in range(TASKS)])
+    count = len(after)
+    best = torch.stack([after[i:, i].max() for i in range(count)])
     metrics = {
         "accuracy": float(last.mean()),
         "forgetting": float((best - last)[:-1].mean()),
         "plasticity": float(learned.mean()),
         "first_task": float(last[0]),
     }
-    seen = [float(after[t, : t + 1].mean()) for t in range(TASKS)]
-    tasks = [float(t + 1) for t in range(TASKS)]
+    seen = [float(after[t, : t + 1].mean()) for t in range(count)]
+    tasks = [float(t + 1) for t in range(count)]
     curves = {
         "seen": Curve(tasks, seen, "tasks learned", "accuracy on tasks so far"),
         "first": Curve(tasks, after[:, 0].tolist(), "tasks learned", "accuracy on the first task"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gradatim.bench import Arm, Outcome, Scale
 from gradatim.studies import (
+    nested_learning_classes,
     nested_learning_continual,
     nested_learning_optimizers,
     nested_learning_text,
@@ -26,6 +27,14 @@ def batch(arm: Arm, seeds: Sequence[int], scale: Scale) -> list[Outcome]:
         return nested_learning_toys.valley_outcomes(settings, seeds, scale)
     if kind == "continual":
         return nested_learning_continual.run(settings, seeds, scale["continual"])
+    if kind == "intents":
+        sizes = scale["intents"]
+        path = nested_learning_classes.intents_path(scale)
+        streams = [
+            nested_learning_classes.IntentStream(seed, path, sizes["tasks"], sizes["features"])
+            for seed in seeds
+        ]
+        return nested_learning_continual.run_streams(settings, streams, seeds, sizes)
     if kind == "optimizer":
         return [nested_learning_optimizers.run(settings, seed, scale["optimizer"]) for seed in seeds]
     if kind == "text":
