@@ -266,18 +266,30 @@ def _of_all_shards(
     index: Path, generation: str, settings: IndexSettings, old: Manifest | None, on_progress: Progress
 ) -> dict[str, Any]:
     """What needs a look at every shard: the model of binary codes, the index of tokens."""
-    if not settings.has("binary") and not settings.has("seal"):
+    if not settings.has("binary") and not settings.has("seal") and not settings.reranker:
         return {}
     parts = parts_below(index / generation)
     unfinished = Manifest(generation, "", "", settings.shards, 0, 0, {}, {}, parts)
     shards = [Shard(index, unfinished, number) for number in range(settings.shards)]
-    texts = [[passage.whole for passage in shard.passages] for shard in shards]
+    passages = [list(shard.passages) for shard in shards]
     remembered: dict[str, Any] = {}
     if settings.has("binary"):
         from gradatim.inference.search.code_building import build_codes
 
+        texts = [[passage.whole for passage in shard] for shard in passages]
         state = build_codes(index, generation, texts, settings, old, on_progress)
         remembered["codes"] = {"trained": state.trained, "new": state.new}
+    if settings.has("seal"):
+        from gradatim.inference.search.seal_building import build_seal
+
+        state = build_seal(index, generation, passages, settings, old, on_progress)
+        remembered["generator"] = {"trained": state.trained, "new": state.new}
+    if settings.reranker:
+        from gradatim.inference.search.reranker_building import build_reranker
+
+        everything = [passage for shard in passages for passage in shard]
+        everything.sort(key=lambda p: (p.file, p.number))
+        build_reranker(index / generation / "shared" / "reranker", everything, settings.encoder, on_progress)
     return remembered
 
 

@@ -45,7 +45,7 @@ class OpenIndex:
         if method == "binary":
             return merge(self._ask("by_code", self._code(question), k), k)
         if method == "seal":
-            raise SearchError("seal is not there yet")
+            return self._seal(question, k)
         # Codes of short questions are too coarse to help where there are vectors, and SEAL is slow.
         parts: list[str] = [m for m in ("bm25", "dense") if m in self.methods]
         parts = parts if len(parts) > 1 else [m for m in self.methods if m not in ("hybrid", "seal")]
@@ -87,6 +87,13 @@ class OpenIndex:
         from gradatim.inference.search.codes import load_code_model
 
         return load_code_model(self.shared_folder("code-model"), setting(self.manifest.settings, "bits", int))
+
+    @cached_property
+    def _seal(self) -> Any:
+        from gradatim.inference.search.seal import SealSearch
+
+        name = setting(self.manifest.settings, "seal_model", str)
+        return SealSearch(self._local, name or str(self.shared_folder("generator")), self.device)
 
     def _ask(self, method: str, *arguments: Any) -> list[Any]:
         if self.engine == "ray":

@@ -25,10 +25,15 @@ def load_reranker(name: str, device: str | None = "cpu") -> Any:
     Raises SearchError with one line for anything else.
     """
     folder = Path(name)
-    if (folder / "ranker.json").is_file() or (folder / "conv_knrm.json").is_file():
+    if _is_conv_knrm(folder):
         from gradatim.models import ConvKNRM
 
-        return ConvKNRM.from_pretrained(folder)
+        try:
+            return ConvKNRM.from_pretrained(folder)
+        except (ValueError, OSError) as error:
+            raise SearchError(
+                f"{folder} holds no re-ranker ({' '.join(str(error).split())[:120]})"
+            ) from error
     if name.startswith((".", "/", "~")) and not folder.is_dir():
         raise SearchError(f"--rerank {name}: no such folder; give a CrossEncoder's folder or name")
     from sentence_transformers import CrossEncoder
@@ -38,6 +43,13 @@ def load_reranker(name: str, device: str | None = "cpu") -> Any:
     except Exception as error:  # anything that the hub or a file does
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise SearchError(f"--rerank {name!r} is no re-ranker that can be loaded here ({reason})") from error
+
+
+def _is_conv_knrm(folder: Path) -> bool:
+    try:
+        return "filters" in (folder / "config.json").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def rerank(question: str, found: Sequence[Scored], ranker: Any, depth: int = DEPTH) -> list[Scored]:
