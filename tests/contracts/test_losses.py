@@ -18,6 +18,7 @@ from gradatim.losses import (
     multi_positive_loss,
     pairwise_loss,
     pointwise_loss,
+    soft_label_loss,
 )
 
 
@@ -73,6 +74,14 @@ def pointwise(kind: str) -> LossCase:
     return LossCase(f"pointwise-{kind}", call, 1, relative=False)
 
 
+def soft(kind: str) -> LossCase:
+    def call(scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        teacher = torch.randn(scores.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        return soft_label_loss(scores, teacher, soft=kind, **kwargs)
+
+    return LossCase(f"soft-{kind}", call)
+
+
 CASES = [
     *(multi_positive(objective) for objective in OBJECTIVES),
     multi_positive("joint-lh", normalize=False),
@@ -80,6 +89,7 @@ CASES = [
     *(pairwise(kind, width) for kind in PAIRWISE_KINDS for width in (2, 4)),
     # "cross_entropy" takes probabilities, which random scores are not; its own tests hold it to this.
     *(pointwise(kind) for kind in POINTWISE_KINDS if kind != "cross_entropy"),
+    *(soft(kind) for kind in ("kl", "margin_mse", "bce")),
 ]
 every_loss = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -160,7 +170,7 @@ def test_global_random_state_is_left_alone(case):
 
 COMPILED = """
 import torch
-from gradatim.losses import OBJECTIVES, multi_positive_loss, pairwise_loss, pointwise_loss
+from gradatim.losses import OBJECTIVES, multi_positive_loss, pairwise_loss, pointwise_loss, soft_label_loss
 g = torch.Generator().manual_seed(0)
 scores = torch.randn(5, 8, generator=g)
 mask = torch.rand(5, 8, generator=g) < 0.4
@@ -181,6 +191,15 @@ for objective in OBJECTIVES:
 grades = torch.tensor([1.0, 0.0, 2.0, 0.0, -999.0])
 curriculum = [(pairwise_loss, kind, ()) for kind in ("softmax", "hinge")]
 curriculum += [(pointwise_loss, kind, (grades,)) for kind in ("mse", "cross_entropy")]
+for kind in ("kl", "margin_mse", "bce"):
+    torch._dynamo.reset()
+    compiled = torch.compile(soft_label_loss, fullgraph=True, backend="aot_eager")
+    a, b = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    one = compiled(a, scores.flip(1), mask, soft=kind, weight=weight)
+    two = soft_label_loss(b, scores.flip(1), mask, soft=kind, weight=weight)
+    one.backward(), two.backward()
+    torch.testing.assert_close(one, two)
+    torch.testing.assert_close(a.grad, b.grad)
 for function, kind, more in curriculum:
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
