@@ -15,7 +15,7 @@ from gradatim.compare.comparison import Winner
 from gradatim.compare.errors import DataError
 from gradatim.compare.retrieval_head import apply_head, as_sentence_transformer, candidate_masks, train_head
 from gradatim.compare.retrieval_source import collection_digest, hard_negatives, load, vectors
-from gradatim.losses import multi_positive_loss
+from gradatim.losses import OBJECTIVES, multi_positive_loss
 from gradatim.tasks.annotations import Row
 from gradatim.tasks.retrieval import RetrievalTask
 
@@ -179,7 +179,7 @@ def test_code_for_every_winner(beir):
         if arm == "bm25":
             code = code.replace("k=10", "k=2")
         exec(code, namespace)  # noqa: S102
-        if arm in retrieval.OBJECTIVES:
+        if arm in OBJECTIVES:
             assert namespace["loss"].objective == arm
             assert namespace["loss"].scale == 20.0
     assert retrieval.fit_winner(Winner("bm25", "", 0.0, {}, 1), scale) is None

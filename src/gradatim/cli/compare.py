@@ -73,7 +73,7 @@ def retrieval(
     quiet: o.Quiet = False,
     strict: o.Strict = False,
 ) -> int:
-    """Contrastive objectives for a text encoder, beside the untrained encoder and BM25."""
+    """Ways to train and build a search engine: objectives, re-rankers, codes, keys; beside BM25."""
     from gradatim.compare import retrieval as task
     from gradatim.compare.saving import write_folder
 
@@ -99,8 +99,9 @@ def retrieval(
         fitted = task.fit_winner(won, settings)
         if fitted is None:
             return f"nothing saved: {won.arm} has no weights; the lines above are all it needs"
-        write_folder(folder, lambda inside: task.save_model(fitted, inside))
-        return f"saved: {folder} (sentence-transformers format)"
+        kept: list[str] = []
+        write_folder(folder, lambda inside: kept.append(task.save_model(fitted, inside, won, settings)))
+        return f"saved: {folder} ({kept[0]})"
 
     return _run(
         study,

@@ -2,8 +2,11 @@
 
 Arms are the objectives of `gradatim.losses.multi_positive_loss`, each at its own scale (1 / temperature):
 every seed trains at four scales on the training queries, chooses by MRR@10 on held-out ones, and is
-judged once on the test queries, ranked against the whole corpus. Beside them: the untrained encoder and
-BM25, the plain controls.
+judged once on the test queries, ranked against the whole corpus. `margin-mined` and `soft-labels` train
+InfoNCE with negatives mined behind a margin, the latter also on a teacher's grades. Systems of another kind
+stand beside them, each with settings of its own: `binary` (codes of paragraph vectors), `rerank` and
+`rerank-curriculum` (BM25's best in a ConvKNRM's order), `seal` (a language model that writes search keys).
+The plain controls are the untrained encoder and BM25.
 
 `train="head"` (default) freezes the encoder and trains one linear map on its embeddings, in seconds;
 `train="full"` fine-tunes every weight with sentence-transformers' trainer.
@@ -24,9 +27,12 @@ from typing import Any, Literal
 import numpy as np
 
 from gradatim.bench.study import Arm, Better, Outcome, Scale, Study
-from gradatim.compare.comparison import Task, Winner, as_metrics, comparison_study
+from gradatim.compare import retrieval_binary, retrieval_rerank, retrieval_seal
+from gradatim.compare.comparison import Task, Winner, as_metrics, choose_arms, comparison_study
+from gradatim.compare.retrieval_arms import ARMS, DEFAULT, SYSTEMS, cost, loss_code
 from gradatim.compare.retrieval_finetune import encode, finetune
 from gradatim.compare.retrieval_head import apply_head, as_sentence_transformer, train_head
+from gradatim.compare.retrieval_mined import mined_negatives, teacher_grades
 from gradatim.compare.retrieval_source import (
     Collection,
     Vectors,
@@ -36,7 +42,6 @@ from gradatim.compare.retrieval_source import (
     unit_rows,
     vectors,
 )
-from gradatim.losses.multi_positive import OBJECTIVES
 from gradatim.models.text_encoder import DEFAULT_ENCODER, check_text_encoder, load_text_encoder
 from gradatim.tasks.retrieval import Run, bm25_run, dense_run, evaluate_run
 
@@ -48,20 +53,6 @@ METRICS: tuple[tuple[str, Better], ...] = (
 SCALES = (5.0, 10.0, 20.0, 40.0)
 EPOCHS = {"head": 6, "full": 1}
 RANKED = 100
-
-LABELS = {
-    "infonce": "InfoNCE (first positive)",
-    "joint-lh": "JointLH",
-    "sum-marg-lh": "SumMargLH",
-    "lse-pair": "LSEPair",
-    "rand1-lh": "Rand1LH",
-    "expected-rand1-lh": "expected Rand1LH",
-}
-ARMS: dict[str, Arm] = {
-    **{name: Arm(name, {"objective": name}, label=LABELS[name]) for name in OBJECTIVES},
-    "untrained": Arm("untrained", label="the untrained encoder", role="control"),
-    "bm25": Arm("bm25", label="BM25", role="control"),
-}
 
 Encode = Callable[[Sequence[str], Literal["queries", "passages"]], np.ndarray]
 """Unit vectors of queries or passages by their ids."""
@@ -76,9 +67,12 @@ def trial(arm: Arm, seed: int, scale: Scale) -> Outcome:
         return Outcome(_scores(run, collection, split.test))
     if arm.name == "untrained":
         return Outcome(_scores(_ranked(_untrained(scale), collection, split.test), collection, split.test))
+    if arm.name in SYSTEMS:
+        system = _fit_system(arm.name, seed, scale, split.train, split.dev)
+        return Outcome(_scores(_system_run(arm.name, system, scale, split.test), collection, split.test))
     best: tuple[float, float, dict[str, float]] | None = None
     for value in scale["scales"]:
-        encoder = _trained(str(arm.settings["objective"]), value, seed, scale, split.train)
+        encoder = _trained(arm.name, value, seed, scale, split.train)
         chosen_by = _scores(_ranked(encoder, collection, split.dev), collection, split.dev)["MRR@10"]
         if best is None or chosen_by > best[0]:
             judged = _scores(_ranked(encoder, collection, split.test), collection, split.test)
@@ -135,7 +129,12 @@ def comparison(
         f" and {len(split.test)} test queries, {how}; {what} ({model}), scale chosen from"
         f" {', '.join(f'{s:g}' for s in scales)}.{spoken} {collection.data.sampled}"
     ).strip()
-    steps = len(split.train) * scale["epochs"] * len(scales)
+    named = choose_arms(TASK, arms)
+    for arm in (*named[0], *named[1]):
+        if arm.name == "binary":
+            retrieval_binary.check(scale)
+        if arm.name in ("rerank", "rerank-curriculum"):
+            retrieval_rerank.check(scale)
     return comparison_study(
         TASK,
         arms,
@@ -143,8 +142,7 @@ def comparison(
         unit="",
         scale=scale,
         seeds=seeds,
-        core_seconds=seeds * 7 * steps * (0.0005 if train == "head" else 0.3)
-        + len(collection.task.corpus) * 0.03,
+        core_seconds=cost([arm.name for part in named for arm in part], seeds, scale, collection, split),
         overlap=collection.overlap,
         source=Path(data).name,
         remark=remark,
@@ -152,12 +150,18 @@ def comparison(
 
 
 def fit_winner(won: Winner, scale: Scale) -> Any:
-    """The winner as a `SentenceTransformer`, trained on every query that is not held back for testing.
+    """The winner, trained on every query that is not held back for testing: a `SentenceTransformer`, or a
+    ParagraphVector, ConvKNRM or SEALRetriever where one of these won.
 
     None where BM25 won: it has no weights.
     """
     if won.arm == "bm25":
         return None
+    if won.arm in SYSTEMS:
+        # Held-out queries choose when to stop, as they did in the comparison.
+        split, free = load(scale).split(0), load(scale).not_for_testing
+        dev = [query for query in split.dev if query in set(free)]
+        return _fit_system(won.arm, 0, scale, [query for query in free if query not in set(dev)], dev)
     encoder = load_text_encoder(scale["model"], scale["device"], scale["tokens"])
     if won.arm == "untrained":
         return encoder
@@ -167,8 +171,15 @@ def fit_winner(won: Winner, scale: Scale) -> Any:
     return as_sentence_transformer(encoder, _head(won.arm, won.settings["scale"], 0, scale, queries))
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Write a `SentenceTransformer` into a folder, without its progress bars."""
+def save_model(model: Any, folder: Path, won: Winner | None = None, scale: Scale | None = None) -> str:
+    """Write a winner into a folder; what can read it again.
+
+    A `SentenceTransformer` needs no more than itself; the other kinds are named by `won`.
+    """
+    if won is not None and scale is not None and won.arm in SYSTEMS:
+        part = _SYSTEM[won.arm]
+        part.save(model, scale, folder)
+        return str(part.KEPT)
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -178,6 +189,7 @@ def save_model(model: Any, folder: Path) -> None:
     finally:
         if shown:
             logging.enable_progress_bar()
+    return "sentence-transformers format"
 
 
 def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
@@ -192,6 +204,8 @@ def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
                 'found, scores = index.retrieve(bm25s.tokenize(queries, stopwords="en"), k=10)',
             ]
         )
+    if won.arm in SYSTEMS:
+        return str(_SYSTEM[won.arm].code(won, scale, saved))
     if saved is not None or won.arm == "untrained":
         name = str(saved) if saved is not None else scale["model"]
         load_line = f"model = SentenceTransformer({name!r})"
@@ -205,60 +219,81 @@ def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
         if scale["train"] == "head"
         else "# --save FOLDER keeps the model that was trained."
     )
-    return "\n".join(
-        [
-            "from gradatim.losses import MultiPositiveRankingLoss",
-            "from gradatim.models.text_encoder import load_text_encoder",
-            "",
-            f"model = load_text_encoder({scale['model']!r})",
-            f"loss = MultiPositiveRankingLoss(model, objective={won.arm!r}, scale={won.settings['scale']!r})",
-            how,
-        ]
-    )
+    return loss_code(won.arm, scale["model"], won.settings["scale"], how)
 
 
-def _trained(objective: str, value: float, seed: int, scale: Scale, queries: Sequence[str]) -> Encode:
+def _trained(arm: str, value: float, seed: int, scale: Scale, queries: Sequence[str]) -> Encode:
     collection = load(scale)
     if scale["train"] == "head":
         found = vectors(scale)
-        weight = _head(objective, value, seed, scale, queries)
+        weight = _head(arm, value, seed, scale, queries)
         passages = apply_head(weight, found.passages)
         return lambda ids, kind: passages if kind == "passages" else apply_head(weight, found.of_queries(ids))
-    encoder = _finetuned(objective, value, seed, scale, queries)
+    encoder = _finetuned(arm, value, seed, scale, queries)
     texts = encode(encoder, list(collection.task.corpus.values()))
     return lambda ids, kind: (
         texts if kind == "passages" else encode(encoder, [collection.task.queries[q] for q in ids])
     )
 
 
-def _head(objective: str, value: float, seed: int, scale: Scale, queries: Sequence[str]) -> Any:
+def _material(arm: str, scale: Scale) -> dict[str, Any]:
+    """The arm's negatives, and the teacher's grades where it learns from them."""
+    settings = ARMS[arm].settings
+    grades = teacher_grades(scale) if settings.get("soft") else None
+    pools = mined_negatives(scale) if settings.get("mined") else hard_negatives(scale)
+    return {"negatives": pools, "teacher": grades, "objective": str(settings["objective"])}
+
+
+def _head(arm: str, value: float, seed: int, scale: Scale, queries: Sequence[str]) -> Any:
     found: Vectors = vectors(scale)
     return train_head(
         load(scale).task,
         {q: found.queries[found.query_row[q]] for q in queries},
         found.passages,
         found.passage_row,
-        hard_negatives(scale),
-        objective=objective,
         scale=value,
         seed=seed,
         epochs=scale["epochs"],
+        **_material(arm, scale),
     )
 
 
-def _finetuned(objective: str, value: float, seed: int, scale: Scale, queries: Sequence[str]) -> Any:
+def _finetuned(arm: str, value: float, seed: int, scale: Scale, queries: Sequence[str]) -> Any:
     return finetune(
         load(scale).task,
         queries,
-        hard_negatives(scale),
         model=scale["model"],
-        objective=objective,
         scale=value,
         seed=seed,
         epochs=scale["epochs"],
         tokens=scale["tokens"],
         device=scale["device"],
+        **_material(arm, scale),
     )
+
+
+_SYSTEM: dict[str, Any] = {
+    "binary": retrieval_binary,
+    "rerank": retrieval_rerank,
+    "rerank-curriculum": retrieval_rerank,
+    "seal": retrieval_seal,
+}
+
+
+def _fit_system(arm: str, seed: int, scale: Scale, train: Sequence[str], dev: Sequence[str]) -> Any:
+    if arm == "binary":
+        return retrieval_binary.fit(scale, seed)
+    if arm == "seal":
+        return retrieval_seal.fit(scale, seed, train)
+    return retrieval_rerank.fit(scale, seed, train, dev, arm == "rerank-curriculum")
+
+
+def _system_run(arm: str, system: Any, scale: Scale, queries: Sequence[str]) -> Run:
+    if arm == "binary":
+        return retrieval_binary.rank(system, scale, queries, RANKED)
+    if arm == "seal":
+        return retrieval_seal.rank(system, scale, queries, RANKED)
+    return retrieval_rerank.rank(system, scale, queries)
 
 
 def _untrained(scale: Scale) -> Encode:
@@ -283,14 +318,14 @@ def _scores(run: Run, collection: Collection, queries: Sequence[str]) -> dict[st
 
 TASK = Task(
     slug="compare-retrieval",
-    title="Retrieval objectives compared",
+    title="Retrieval compared",
     plain_words=(
-        "Each arm trains the same encoder on the same queries with another contrastive objective, at its own"
-        " best scale; test queries are ranked against the whole corpus."
+        "Each objective trains the same encoder on the same queries, at its own best scale; re-rankers, codes"
+        " and generated keys are systems of their own. Test queries are ranked against the whole corpus."
     ),
-    rooms=("losses",),
+    rooms=("losses", "curricula", "models", "inference"),
     arms=ARMS,
-    default=tuple(OBJECTIVES),
+    default=DEFAULT,
     plain=("untrained", "bm25"),
     trial=trial,
     data=collection_digest,

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,19 +35,27 @@ def finetune(
     tokens: int | None,
     device: str,
     max_steps: int = -1,
+    teacher: Mapping[str, Mapping[str, float]] | None = None,
 ) -> SentenceTransformer:
-    """A fresh encoder trained on these queries; rows are drawn anew each epoch."""
+    """A fresh encoder trained on these queries; rows are drawn anew each epoch.
+
+    With `teacher`, a score per query and document, soft labels are learnt beside the objective.
+    """
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    from gradatim.losses.multi_positive_ranking import MultiPositiveRankingLoss
+    from gradatim.losses import MultiPositiveRankingLoss, SoftLabelRankingLoss
     from gradatim.models.text_encoder import load_text_encoder
     from gradatim.tasks.resampling import ResampleCallback
 
     encoder = load_text_encoder(model, device, tokens)
     # Else the trainer puts the user's own texts into the model card.
     encoder.model_card_data.generate_widget_examples = False
-    loss = MultiPositiveRankingLoss(encoder, objective=objective, scale=scale, seed=seed)
+    options: dict[str, Any] = {"objective": objective, "scale": scale, "seed": seed}
+    if teacher is None:
+        loss: Any = MultiPositiveRankingLoss(encoder, **options)
+    else:
+        loss = SoftLabelRankingLoss(encoder, hard_targets="mask", **options)
     resample = ResampleCallback(
         task.queries,
         {query: task.relevant(query) for query in query_ids},
@@ -58,6 +66,7 @@ def finetune(
         select="first" if objective == "infonce" else "random",
         seed=seed,
         loss=loss,
+        teacher=teacher,
     )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # A CPU has no memory to pin; the trainer's loader says so on every epoch.

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradatim.losses.multi_positive import multi_positive_loss
+from gradatim.losses.soft_labels import soft_label_loss
 from gradatim.tasks.annotations import Row, draw_rows
 from gradatim.tasks.retrieval import RetrievalTask
 
@@ -42,8 +43,12 @@ def train_head(
     scale: float,
     seed: int,
     epochs: int,
+    teacher: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Tensor:
     """The matrix W [dim, dim] after `epochs` over the queries of `query_vectors`.
+
+    With `teacher`, a score per query and document, the KL divergence of the row's own passages from the
+    teacher's softmax is added to the objective.
 
     Each epoch draws every query's row anew: up to 4 positives (for infonce always the first, which is all
     it uses) and hard negatives up to 8 passages; other rows' passages are negatives too, unless relevant.
@@ -68,10 +73,20 @@ def train_head(
             loss = multi_positive_loss(
                 scores, positive, ignored, objective=objective, generator=draws, if_empty="zero"
             )
+            if teacher is not None:
+                loss = loss + _soft_part(scores, batch, teacher)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     return weight.detach()
+
+
+def _soft_part(scores: Tensor, batch: Sequence[Row], teacher: Mapping[str, Mapping[str, float]]) -> Tensor:
+    n = len(batch[0].docs)
+    own = torch.arange(len(batch) * n).reshape(len(batch), n)
+    given = torch.tensor([[teacher[row.query][doc] for doc in row.docs] for row in batch])
+    padding = torch.tensor([[label < 0 for label in row.labels] for row in batch])
+    return soft_label_loss(scores.gather(1, own), given, padding)
 
 
 def candidate_masks(batch: Sequence[Row], positives: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:

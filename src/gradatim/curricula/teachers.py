@@ -37,12 +37,13 @@ class BM25:
 
     def __init__(self, k1: float = 1.4, b: float = 0.4) -> None:
         self.k1, self.b = k1, b
-        self._corpus: list[str] | None = None
+        self._place: dict[str, int] | None = None
 
     def fit(self, corpus: Sequence[str]) -> BM25:
         """Document frequencies and mean length of this corpus."""
-        self._corpus = list(dict.fromkeys(corpus))
-        self._index(self._corpus)
+        docs = list(dict.fromkeys(corpus))
+        self._place = {text: i for i, text in enumerate(docs)}
+        self._index(docs)
         return self
 
     def matrix(self, queries: Sequence[str], corpus: Sequence[str]) -> Float[Tensor, "queries docs"]:
@@ -70,10 +71,10 @@ class BM25:
 
     def _weights(self, docs: list[str]) -> tuple[csr_array, dict[str, int]]:
         """Each passage's weight of each term [docs, terms]."""
-        if self._corpus is None:
+        place = self._place
+        if place is None:
             return self._index(docs)
         index, vocabulary = self._fitted
-        place = {text: i for i, text in enumerate(self._corpus)}
         lost = next((text for text in docs if text not in place), None)
         if lost is not None:
             raise ValueError(f"BM25 was fitted on a corpus without {lost[:60]!r}; fit it on all passages")

@@ -18,8 +18,9 @@ class ResampleCallback(TrainerCallback):
 
     Give `callback.dataset` to the trainer as `train_dataset` and the callback in `callbacks`. Rows follow
     from (seed, epoch, query id), so a resumed run sees the rows it would have seen. With `loss`, its
-    `set_epoch` is called as well. Persistent data-loader workers would keep the first epoch's rows and
-    are refused.
+    `set_epoch` is called as well. With `teacher` (a score per query and document) the label is [scores,
+    labels], as `SoftLabelRankingLoss(hard_targets="mask")` reads it. Persistent data-loader workers would
+    keep the first epoch's rows and are refused.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class ResampleCallback(TrainerCallback):
         select: Select = "random",
         seed: int = 0,
         loss: Any = None,
+        teacher: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self.corpus = corpus
         self._draw = lambda epoch: draw_rows(
             positives, negatives, n_passages, max_positives, select, seed, epoch
         )
         self.loss = loss
+        self.teacher = teacher
         self.rows: list[Row] = self._draw(0)
         dataset = rows_to_dataset(self.rows, queries, corpus)
         dataset = dataset.add_column("row", list(range(len(dataset))))
@@ -69,4 +72,9 @@ class ResampleCallback(TrainerCallback):
         for i in range(len(rows[0].docs)):
             columns[f"doc_{i + 1}"] = [self.corpus[row.docs[i]] for row in rows]
         columns["label"] = [list(row.labels) for row in rows]
+        if self.teacher is not None:
+            scores = [[float(self.teacher[row.query][doc]) for doc in row.docs] for row in rows]
+            columns["label"] = [
+                [s, [float(x) for x in row.labels]] for s, row in zip(scores, rows, strict=True)
+            ]
         return columns
