@@ -79,8 +79,8 @@ def code(won: Winner, scale: Scale, saved: Path | None) -> str:
         [f"model = ParagraphVector.load({str(saved)!r})  # passages.txt there names its rows"]
         if saved is not None
         else [
-            f"model = ParagraphVector({BITS}, binary=True, real_dim={REAL}, epochs={EPOCHS}, min_count=1,"
-            " random_state=0)",
+            f"model = ParagraphVector({BITS}, binary=True, real_dim={REAL}, epochs={EPOCHS}, min_count=1, "
+            "random_state=0)",
             "model.fit(passages)",
         ]
     )

@@ -53,8 +53,7 @@ class MiningReport:
         margins = ", ".join(f"{v:.3f}" for v in self.margin_quantiles) or "none"
         return (
             f"{self.queries} queries: {self.candidates} candidates, {self.dropped} ({share:.1%}) too close "
-            "to "
-            f"the positive; {self.padded} places of {self.queries_padded} queries filled at random; "
+            f"to the positive; {self.padded} places of {self.queries_padded} queries filled at random; "
             f"margins at 0/25/50/75/100 %: {margins}"
         )
 
@@ -155,9 +154,9 @@ def mine_rows(
     if emptied > most_emptied * len(queries):
         at = ", ".join(f"{v:.3f}" for v in _quantiles(positive))
         raise ValueError(
-            f"{margin} leaves no candidate to {emptied} of {len(queries)} queries (t(q, p) at 0/25/50/75/100 "
-            "%: "
-            f"{at}); use a smaller margin, a larger range_max={range_max}, or look at the positives"
+            f"{margin} leaves no candidate to {emptied} of {len(queries)} queries (t(q, p) at "
+            f"0/25/50/75/100 %: {at}); use a smaller margin, a larger range_max={range_max}, or look at the "
+            "positives"
         )
     padded, empty = _fill(rows, positives, len(corpus), seed)
     report = MiningReport(

@@ -91,7 +91,6 @@ def _places(known: Any, keys: Tensor, what: str) -> Tensor:
     if bool(missing.any()):
         raise ValueError(
             f"{what} {int(missing.nonzero()[0])} of the batch is unknown to the in-batch teacher; give it "
-            "every "
-            "training text, with the prompt and the maximal length that training uses"
+            "every training text, with the prompt and the maximal length that training uses"
         )
     return order[at]

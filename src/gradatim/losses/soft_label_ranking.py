@@ -267,9 +267,8 @@ class SoftLabelRankingLoss(nn.Module):
             self._warned = True
             warnings.warn(
                 f"the teacher's softmax is nearly flat (entropy {self.entropy:.3f} of its largest): it "
-                "teaches the "
-                f"student to be flat; lower teacher_temperature={self.teacher_temperature} or standardise "
-                "the scores",
+                f"teaches the student to be flat; lower teacher_temperature={self.teacher_temperature} or "
+                "standardise the scores",
                 UserWarning,
                 stacklevel=2,
             )

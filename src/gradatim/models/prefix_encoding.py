@@ -148,6 +148,5 @@ def _compare(model: Any, text: str, prompt: str | None, ours: Tensor) -> None:
     if not torch.allclose(ours, plain, atol=tolerance * float(plain.abs().max()), rtol=0):
         raise ValueError(
             f"sharing the prefix changes a vector by {float((ours - plain).abs().max()):.2g}: the model's "
-            "attention "
-            "is not causal; use encode"
+            "attention is not causal; use encode"
         )

@@ -110,8 +110,7 @@ class InContextPrompt:
             what = "instruction and query" if query is not None else "instruction"
             raise ValueError(
                 f"{what} need {needed} tokens and {room} are there: the query would be cut; raise "
-                "max_seq_length or "
-                "shorten the task"
+                "max_seq_length or shorten the task"
             )
         return text
 
