@@ -458,3 +458,89 @@ def test_going_back_twice_gives_the_same_gradients(steps):
     first = torch.autograd.grad(loss, trained, retain_graph=True)
     for one, two in zip(first, torch.autograd.grad(loss, trained), strict=True):
         assert torch.equal(one, two)
+
+
+# -- thin products and alignment -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learn_lr", ["row", "tensor", "none"])
+@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_thin_products_are_the_dense_layers(learn_lr, first_order, steps):
+    settings = {"lr": 0.3, "learn_lr": learn_lr, "first_order": first_order, "steps": steps}
+    meta = MetaSGD(network(), engine="low_rank", **settings)
+    assert meta.engine == "low_rank"
+    tasks = some_tasks()
+    if learn_lr == "row":  # rates that differ
+        with torch.no_grad():
+            for i, rate in enumerate(meta.rates):
+                rate.add_(0.1 * torch.rand(rate.shape, generator=torch.Generator().manual_seed(i)))
+    check_gradients(meta, tasks, steps)
+    dense = MetaSGD(network(), engine="stacked", **settings)
+    dense.load_state_dict(meta.state_dict())
+    found, wanted = meta.adapt(tasks.xs_s, tasks.ys_s), dense.adapt(tasks.xs_s, tasks.ys_s)
+    assert list(found) == list(wanted)
+    for name, w in wanted.items():
+        torch.testing.assert_close(found[name], w)
+    with torch.no_grad():  # what is only asked, not trained, is the same
+        torch.testing.assert_close(
+            meta(tasks.xs_s, tasks.ys_s, tasks.xs_q), dense(tasks.xs_s, tasks.ys_s, tasks.xs_q)
+        )
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_thin_products_of_other_losses_and_of_a_head_alone(loss):
+    module = network(outputs=3 if loss == "cross_entropy" else 1, activation=nn.ReLU)
+    meta = MetaSGD(
+        module, lr=0.2, learn_lr="row", loss=loss, engine="low_rank", inner_params=("3.*", "2.0.weight")
+    )
+    check_gradients(meta, some_tasks(loss), 2)
+
+
+def test_thin_products_refuse_what_has_none():
+    with pytest.raises(ValueError, match="leaves no low rank"):
+        MetaSGD(network(), engine="low_rank")
+    with pytest.raises(ValueError, match="holds something else"):
+        MetaSGD(network(norm=nn.LayerNorm), engine="low_rank", learn_lr="row")
+    meta = MetaSGD(nn.Sequential(nn.Linear(3, 1)), engine="low_rank", learn_lr="row")
+    with pytest.raises(ValueError, match=r"\[T, n, features\]"):
+        meta.adapt(torch.randn(2, 4, 1, 3), torch.tensor([[0.0, 1, 0, 1]] * 2))
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("engine", ["stacked", "vmap"])
+def test_alignment_is_the_cosine_of_gradients_taken_one_by_one(first_order, engine):
+    meta = MetaSGD(network(), lr=0.5, steps=2, first_order=first_order, engine=engine)
+    tasks = some_tasks()
+    weights = list(meta.module.parameters())
+    pull = torch.cat([g.flatten() for g in torch.autograd.grad(by_hand(meta, tasks, 2), weights)])
+    wanted = []
+    for t in range(len(tasks)):
+        ends = {
+            n: w[0].detach().requires_grad_()
+            for n, w in meta.adapt(tasks.xs_s[t : t + 1], tasks.ys_s[t : t + 1]).items()
+        }
+        loss = one_loss("bce", functional_call(meta.module, ends, (tasks.xs_q[t],)), tasks.ys_q[t])
+        own = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(ends.values()))])
+        wanted.append(own @ pull / own.norm() / pull.norm())
+    with torch.no_grad():
+        found = meta.gradient_alignment(tasks)
+    torch.testing.assert_close(found, torch.stack(wanted).detach())
+    assert all(p.grad is None for p in meta.parameters())
+
+
+def test_training_logs_the_alignment_and_takes_it_up_again(tmp_path):
+    tasks, held = some_tasks(), some_tasks(seed=1)
+    settings = {"alignment": held, "every": 2, "lr": 0.01}
+    meta = MetaSGD(network(), lr=0.3)
+    at_start = float(meta.gradient_alignment(held).mean())
+    record = meta.fit([tasks] * 4, **settings)
+    assert [step for step, _ in record.alignment] == [0, 2, 4]
+    assert record.alignment[0][1] == at_start
+    assert record.alignment[-1][1] == float(meta.gradient_alignment(held).mean())
+    assert "alignment" in str(record)
+    again = MetaSGD(network(), lr=0.3)
+    again.fit([tasks] * 4, 2, checkpoint=tmp_path / "meta.pt", **settings)
+    assert (
+        again.fit([tasks] * 4, 4, checkpoint=tmp_path / "meta.pt", **settings).alignment == record.alignment
+    )

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from gradatim.models.low_rank_adaptation import AdaptedLayers, adapt_low_rank, linear_chain
+from gradatim.models.meta_alignment import gradient_alignment
 from gradatim.models.meta_gradients import InnerLoop, descend, path
 from gradatim.models.meta_losses import LOSSES, TaskLoss, check_set, fitted_outputs, task_losses
 from gradatim.models.meta_training import MetaTraining, fit_meta
@@ -51,7 +53,9 @@ class MetaSGD(nn.Module):
         inner_params: glob patterns of the parameters that tasks adapt (ANIL: ("head.*",)); the others are
             learned by the meta-gradient alone. Parameters with requires_grad=False take no part.
         loss: "bce", "cross_entropy", "mse", or a function (outputs [n, ...], labels [n, ...]) -> scalar.
-        engine: see `gradatim.models.task_forward`; "auto" takes the fastest that fits.
+        engine: see `gradatim.models.task_forward`; "auto" takes the fastest that fits. "low_rank" writes no
+            task's weights out (`gradatim.models.low_rank_adaptation`): for wide layers and few examples, an
+            `nn.Sequential` of linear layers and elementwise functions, and rates "row", "tensor" or "none".
         checkpoint: keep every sqrt(K)-th inner state only, and recompute (exact gradients of many steps).
 
     Works with any `torch.optim` optimizer on `.parameters()`; `param_groups` spares α the weight decay.
@@ -104,12 +108,23 @@ class MetaSGD(nn.Module):
             for n, r in zip(self.inner_names, rates, strict=True)
         )
         # In a tuple: a copy for its structure alone, whose weights are nobody's parameters.
-        self._forward = (TaskForward(module, engine, norm_stats),)
+        self._forward = (TaskForward(module, "auto" if engine == "low_rank" else engine, norm_stats),)
+        self.low_rank = engine == "low_rank"
+        if self.low_rank and learn_lr == "element":
+            raise ValueError(
+                'a rate for every weight leaves no low rank: use learn_lr="row", "tensor" or "none" with '
+                'engine="low_rank"'
+            )
+        if self.low_rank and linear_chain(self._forward[0].base) is None:
+            raise ValueError(
+                'engine="low_rank" runs an nn.Sequential of Linear and elementwise functions; '
+                f'{type(module).__name__} holds something else: use engine="auto"'
+            )
 
     @property
     def engine(self) -> str:
-        """Which engine runs the tasks: "stacked", "vmap" or "loop"."""
-        return self._forward[0].engine
+        """Which engine runs the tasks: "stacked", "vmap", "loop" or "low_rank"."""
+        return "low_rank" if self.low_rank else self._forward[0].engine
 
     def learning_rates(self) -> dict[str, Tensor]:
         """α by parameter name, in the shape that `learn_lr` gives it."""
@@ -144,6 +159,13 @@ class MetaSGD(nn.Module):
 
         Differentiable in θ and α.
         """
+        if self.low_rank:
+            dense = self._thin(xs, ys, steps).dense()
+            return {
+                n: dense[n] if dense[n].dim() > len(p.shape) else dense[n].expand(len(xs), *p.shape)
+                for n, p in self.module.named_parameters()
+                if n in self.inner_names
+            }
         own, rates, shared = self._parts()
         loop = self._loop(xs, ys, steps)
         return dict(zip(self.inner_names, descend(loop, len(xs), own, rates, shared), strict=True))
@@ -175,6 +197,8 @@ class MetaSGD(nn.Module):
         steps: int | None = None,
     ) -> Tensor:
         """Adapt to each support and answer its query: outputs [T, n_q] or [T, n_q, m]."""
+        if self.low_rank:
+            return fitted_outputs(self.loss, self._thin(xs_s, ys_s, steps)(xs_q))
         return self.predict(self.adapt(xs_s, ys_s, steps), xs_q, xs_s)
 
     def meta_loss(self, tasks: Tasks, steps: int | None = None) -> Float[Tensor, ""]:
@@ -189,6 +213,10 @@ class MetaSGD(nn.Module):
         outputs = self(tasks.xs_s, tasks.ys_s, tasks.xs_q, steps)
         check_set(self.loss, tasks.xs_q, tasks.ys_q, "query", adapting=False)
         return task_losses(self.loss, fitted_outputs(self.loss, outputs, tasks.ys_q), tasks.ys_q)
+
+    def gradient_alignment(self, tasks: Tasks, steps: int | None = None) -> Float[Tensor, " tasks"]:
+        """cos of the meta-gradient in θ and each task's own query gradient; see `models.meta_alignment`."""
+        return gradient_alignment(self, tasks, steps)
 
     def reptile_loss(self, tasks: Tasks, steps: int | None = None) -> Float[Tensor, ""]:
         """½ Σ |θ - θ_K|², mean over tasks, θ_K held constant: its gradient in θ is Reptile's θ - mean θ_K.
@@ -216,6 +244,19 @@ class MetaSGD(nn.Module):
         mine = set(self.inner_names)
         found = {n: p for n, p in self.module.named_parameters() if n not in mine}
         return {**found, **dict(self.module.named_buffers())}
+
+    def _thin(self, xs: Tensor, ys: Tensor, steps: int | None) -> AdaptedLayers:
+        loop = self._loop(xs, ys, steps)  # for its checks
+        chain = linear_chain(self._forward[0].base)
+        assert chain is not None
+        if xs.dim() != 3:
+            raise ValueError(f'engine="low_rank" takes inputs [T, n, features], got {tuple(xs.shape)}')
+
+        def losses(outputs: Tensor) -> Tensor:
+            return task_losses(self.loss, fitted_outputs(self.loss, outputs, ys), ys)
+
+        weights = dict(self.module.named_parameters())
+        return adapt_low_rank(chain, weights, self.learning_rates(), xs, losses, loop.steps, self.first_order)
 
     def _loop(self, xs: Tensor, ys: Tensor, steps: int | None) -> InnerLoop:
         steps = self.steps if steps is None else steps

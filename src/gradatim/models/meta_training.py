@@ -25,12 +25,14 @@ class MetaTraining:
     losses      meta-loss before each step
     rates       (step, smallest, median, largest α)
     validation  (step, meta-loss on the validation tasks)
+    alignment   (step, mean cosine of the meta-gradient and each task's own query gradient)
     best_step   after how many steps the kept state stood; the last where nothing was validated
     """
 
     losses: list[float] = field(default_factory=list)
     rates: list[tuple[int, float, float, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    alignment: list[tuple[int, float]] = field(default_factory=list)
     best_step: int = 0
 
     @property
@@ -47,6 +49,8 @@ class MetaTraining:
         if self.validation:
             best = min(loss for _, loss in self.validation)
             text += f", best validation {best:.4f} after step {self.best_step}"
+        if self.alignment:
+            text += f", alignment {self.alignment[-1][1]:.3f}"
         if self.rates:
             _, low, median, high = self.rates[-1]
             text += f", α {low:.3g} / {median:.3g} / {high:.3g} (min / median / max)"
@@ -65,6 +69,7 @@ def fit_meta(
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
     algorithm: str = "meta",
     validation: Tasks | None = None,
+    alignment: Tasks | None = None,
     every: int = 100,
     callback: Callable[[int, MetaSGD], None] | None = None,
     checkpoint: Path | str | None = None,
@@ -81,6 +86,7 @@ def fit_meta(
         algorithm: "meta" follows the meta-gradient; "reptile" Reptile's θ - mean θ_K.
         validation: tasks on which the meta-loss is taken every `every` steps; the state of the lowest one is
             restored in the end.
+        alignment: tasks on which `gradient_alignment` is taken every `every` steps.
         callback: called as callback(step, meta) every `every` steps, and before the first.
         checkpoint: a file, written every `every` steps and at the end. Where it exists, training goes on from
             it and ends with the same numbers as without interruption: `episodes` must then begin as it did
@@ -101,7 +107,7 @@ def fit_meta(
     stream = _resume(checkpoint, meta, moves, plan, record, best, episodes)
     trained = [p for p in meta.parameters() if p.requires_grad]
     if record.steps == 0:
-        _look(meta, record, best, validation, callback)
+        _look(meta, record, best, validation, alignment, callback)
     while steps is None or record.steps < steps:
         tasks = next(stream, None)
         if tasks is None:
@@ -116,10 +122,10 @@ def fit_meta(
             plan.step()
         record.losses.append(float(loss.detach()))
         if record.steps % every == 0:
-            _look(meta, record, best, validation, callback)
+            _look(meta, record, best, validation, alignment, callback)
             _save(checkpoint, meta, moves, plan, record, best, episodes)
     if record.steps % every:
-        _look(meta, record, best, validation, callback)
+        _look(meta, record, best, validation, alignment, callback)
     _save(checkpoint, meta, moves, plan, record, best, episodes)
     if best.state is not None:
         meta.load_state_dict(best.state)
@@ -141,6 +147,7 @@ def _look(
     record: MetaTraining,
     best: _Best,
     validation: Tasks | None,
+    alignment: Tasks | None,
     callback: Callable[[int, MetaSGD], None] | None,
 ) -> None:
     """α, the validation loss and the caller's own measurements, at this step."""
@@ -156,6 +163,8 @@ def _look(
         if loss < best.loss:
             best.loss, best.step = loss, step
             best.state = {k: v.detach().clone() for k, v in meta.state_dict().items()}
+    if alignment is not None:
+        record.alignment.append((step, float(meta.gradient_alignment(alignment).mean())))
     if callback is not None:
         callback(step, meta)
 
@@ -179,7 +188,7 @@ def _save(
         "meta": meta.state_dict(),
         "optimizer": moves.state_dict(),
         "schedule": plan.state_dict() if plan is not None else None,
-        "record": [record.losses, record.rates, record.validation],
+        "record": [record.losses, record.rates, record.validation, record.alignment],
         "best": [best.loss, best.step, best.state],
         "episodes": episodes.state_dict() if hasattr(episodes, "state_dict") else None,
     }
@@ -206,8 +215,9 @@ def _resume(
     moves.load_state_dict(content["optimizer"])
     if plan is not None and content["schedule"] is not None:
         plan.load_state_dict(content["schedule"])
-    losses, rates, validation = content["record"]
-    record.losses, record.rates, record.validation = losses, rates, validation
+    # Files of older versions hold no alignments.
+    record.losses, record.rates, record.validation, *alignment = content["record"]
+    record.alignment = alignment[0] if alignment else []
     best.loss, best.step, best.state = content["best"]
     if content["episodes"] is not None and hasattr(episodes, "load_state_dict"):
         episodes.load_state_dict(content["episodes"])
