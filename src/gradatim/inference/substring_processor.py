@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from gradatim.inference.substring_index import SubstringIndex, check_start, counts
+from gradatim.inference.substring_index import SubstringIndex, check_start, counts, ranges_of_many
 
 _REMEMBERED = 65_536
 
@@ -121,6 +121,10 @@ class SubstringLogitsProcessor(LogitsProcessor):
         """Ranges of n-grams: a known parent's range with one token more, all rows in one call."""
         distinct = list(dict.fromkeys(wanted))
         new = [key for key in distinct if key and key not in self._ranges]
+        strangers = [key[:-1] for key in new if key[:-1] and key[:-1] not in self._ranges]
+        if strangers:
+            for key, ranges in zip(strangers, ranges_of_many(self.index, strangers), strict=True):
+                self._remember(key, ranges)
         if new:
             parents = [self._parent(key[:-1]) for key in new]
             depth = np.array([len(key) - 1 for key in new], dtype=np.int64)

@@ -1,0 +1,318 @@
+"""SEAL: index build, size and step, masks, aggregation and a whole query, beside plain ways."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from _timing import alternate, report, row
+
+BEAMS, PROBES = 15, 100
+
+
+def corpus(tokens: int) -> tuple[list[list[int]], Any, list[str], list[str]]:
+    """Docstring passages as token ids of about this total, their tokenizer, their texts and summaries."""
+    from gradatim.inference.index_text import token_lists
+    from gradatim.models import CausalLMUnavailableError, load_causal_lm
+    from gradatim.tasks import docstring_retrieval
+
+    task = docstring_retrieval()
+    try:
+        _, tokenizer = load_causal_lm("smollm2")
+    except CausalLMUnavailableError as error:
+        print(f"a tokenizer of words stands in for SmolLM2's ({error})")
+        numbers: dict[str, int] = defaultdict(lambda: len(numbers))
+        tokenizer = lambda text: [numbers[word] for word in text.split()]  # noqa: E731
+    documents: list[list[int]] = []
+    total = 0
+    for ids in token_lists(task.corpus.values(), tokenizer):
+        documents.append(ids)
+        total += len(ids)
+        if total >= tokens:
+            break
+    kept = list(task.corpus)[: len(documents)]
+    return documents, tokenizer, [task.corpus[name] for name in kept], [task.queries[name] for name in kept]
+
+
+def size_rows(documents: list[list[int]]) -> list[dict[str, Any]]:
+    """Bytes per token, which stand for times."""
+    from gradatim.inference import TokenIndex
+
+    fast, compact = (TokenIndex.build(documents, memory=memory) for memory in ("fast", "compact"))
+    n = fast.n_tokens
+    plain = 8 + 8  # int64 suffix array and text, as numpy makes them
+    rows = []
+    for name, ours, peer, peer_name, target in (
+        ("fast", fast.nbytes / n, plain, "int64 suffix array + text", "at most 8"),
+        ("compact", compact.nbytes / n, fast.nbytes / n, "fast", "at most 3"),
+    ):
+        case = f"bytes per token, {name} ({n:,} tokens)"
+        rows.append(
+            {"case": case, "ours": name, "ours_ms": ours, "peer": peer_name, "peer_ms": peer,
+             "ratio": peer / ours, "target": target}
+        )  # fmt: skip
+    return rows
+
+
+def build_rows(documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
+    """Both forms; numpy's prefix doubling on a tenth beside them, scaled."""
+    from gradatim.inference import TokenIndex, suffix_sort
+
+    arrays = [np.array(document) for document in documents]
+    n = sum(map(len, documents))
+    text = np.concatenate([np.append(a, 0) for a in arrays]).astype(np.uint32)
+    cases: dict[str, Callable[[], Any]] = {
+        "fast": lambda: TokenIndex.build(arrays, memory="fast"),
+        "compact": lambda: TokenIndex.build(arrays, memory="compact"),
+        "numpy prefix doubling, suffix array alone": lambda: suffix_sort.prefix_doubling(text),
+    }
+    seconds = alternate(cases, max(2, repeats // 3), clock="cpu")
+    peer = "numpy prefix doubling, suffix array alone"
+    rows = []
+    for name in ("fast", "compact"):
+        rate = n / float(np.median(seconds[name])) / 1e6
+        case = f"build, {name}: {rate:.1f}M tokens a second"
+        rows.append(row(case, seconds, name, peer, "at least 1M tokens a second"))
+    return rows
+
+
+def prefixes(documents: list[list[int]], length: int, count: int) -> list[tuple[int, ...]]:
+    """Random n-grams of the corpus."""
+    rng = np.random.default_rng(length)
+    long = [document for document in documents if len(document) > length]
+    found = []
+    for _ in range(count):
+        document = long[int(rng.integers(len(long)))]
+        at = int(rng.integers(len(document) - length))
+        found.append(tuple(document[at : at + length]))
+    return found
+
+
+def plain_range(text: np.ndarray, order: np.ndarray, ngram: Sequence[int]) -> tuple[int, int]:
+    """The range of an n-gram from scratch: two bisections over suffixes, in Python."""
+    wanted = list(ngram)
+
+    def first(after: bool) -> int:
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            seen = text[order[middle] : order[middle] + len(wanted)].tolist()
+            if seen < wanted or (after and seen == wanted):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    return first(False), first(True)
+
+
+def step_rows(documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
+    """One step of 15 beams: 100 candidates probed for each, by prefix length."""
+    from gradatim.inference import TokenIndex
+    from gradatim.inference.substring_index import ranges_of_many
+    from gradatim.inference.suffix_sort import suffix_array
+
+    indexes = {memory: TokenIndex.build(documents, memory=memory) for memory in ("fast", "compact")}
+    # The plain array holds what the index holds: token + 1, and 0 between documents.
+    text = np.concatenate([np.append(0, np.array(d) + 1) for d in documents]).astype(np.uint32)
+    order = suffix_array(text)
+    vocabulary = max(max(d) for d in documents if d) + 1
+    rng = np.random.default_rng(0)
+    rows = []
+    for length in (1, 2, 4, 8):
+        beams = prefixes(documents, length, BEAMS)
+        tokens = rng.integers(0, vocabulary, (BEAMS, PROBES))
+        cases: dict[str, Callable[[], Any]] = {}
+        for name, index in indexes.items():
+            ranges = ranges_of_many(index, beams)
+            cases[name] = lambda i=index, r=ranges, d=length, t=tokens: i.probe(r, d, t)
+        peer = "plain suffix array, bisected from scratch in Python"
+        cases[peer] = lambda b=beams, t=tokens: [
+            plain_range(text, order, [x + 1 for x in (*ngram, one)])
+            for ngram, of_beam in zip(b, t.tolist(), strict=True)
+            for one in of_beam
+        ]
+        seconds = alternate(cases, repeats, clock="cpu")
+        for name in indexes:
+            case = f"{BEAMS} beams x {PROBES} probes, length {length}, {name}"
+            rows.append(row(case, seconds, name, peer, "at least 10x"))
+    return rows
+
+
+def mask_rows(documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
+    """The full mask of 15 beams, beside transformers' processor over a Python trie of suffixes."""
+    from transformers import PrefixConstrainedLogitsProcessor
+
+    from gradatim.inference import SubstringLogitsProcessor, TokenIndex
+
+    some, total = [], 0
+    for document in documents:  # a trie of everything would not fit into memory
+        some.append(document)
+        total += len(document)
+        if total > 100_000:
+            break
+    trie: dict[tuple[int, ...], set[int]] = defaultdict(set)
+    for document in some:
+        for n in range(5):
+            for i in range(len(document) - n):
+                trie[tuple(document[i : i + n])].add(document[i + n])
+    listed = {key: sorted(values) for key, values in trie.items()}
+    vocabulary = max(max(d) for d in some if d) + 1
+    index = TokenIndex.build(some)
+    steps = [torch.tensor([[0, *ngram] for ngram in prefixes(some, 4, BEAMS)])[:, : 1 + n] for n in range(5)]
+    scores = torch.zeros(BEAMS, vocabulary)
+    theirs = PrefixConstrainedLogitsProcessor(
+        lambda batch, sent: listed.get(tuple(sent[1:].tolist()), [0]), num_beams=BEAMS
+    )
+
+    def generation() -> None:
+        ours = SubstringLogitsProcessor(index, prompt_length=1, eos_token_id=0)
+        for ids in steps:
+            ours(ids, scores)
+
+    cases: dict[str, Callable[[], Any]] = {
+        "SubstringLogitsProcessor": generation,
+        "PrefixConstrainedLogitsProcessor + trie": lambda: [theirs(ids, scores) for ids in steps],
+    }
+    seconds = alternate(cases, repeats, clock="cpu")
+    return [row(f"masks of 5 steps of {BEAMS} beams", seconds, *cases, "at least 1x")]
+
+
+def aggregation_row(documents: list[list[int]], repeats: int) -> dict[str, Any]:
+    """300 keys to ranked documents, beside the same first stage in dictionaries."""
+    from gradatim.inference import Key, KeyScoring, TokenIndex, score_documents
+
+    index = TokenIndex.build(documents)
+    rng = np.random.default_rng(0)
+    keys = []
+    for length in rng.integers(1, 9, 300).tolist():
+        (ngram,) = prefixes(documents, length, 1) if length else ((),)
+        keys.append(Key(ngram, float(-rng.exponential(4)), index.count(ngram), True))
+    settings = KeyScoring()
+
+    def python() -> list[tuple[int, float]]:
+        n, weights = index.n_tokens, {}
+        for key in keys:
+            p, given = (key.count + 5) / (n + 5), key.log_prob - 1e-10
+            odds = given - math.log(-math.expm1(given)) + math.log(1 - p) - math.log(p)
+            weights[key.ngram] = max(0.0, odds), key.count
+        used: set[tuple[int, int]] = set()
+        covered: dict[int, set[int]] = defaultdict(set)
+        scores: dict[int, float] = defaultdict(float)
+        for ngram, (weight, count) in sorted(weights.items(), key=lambda item: -item[1][0]):
+            if count > 1500 or not weight:
+                continue
+            lo, hi = index.range(ngram)
+            counted = set()
+            for doc, place in zip(*index.occurrences(lo, hi, len(ngram)), strict=True):
+                spots = {(int(doc), int(place) + i) for i in range(len(ngram))}
+                if spots & used:
+                    continue
+                used |= spots
+                if doc not in counted:
+                    counted.add(doc)
+                    tokens = set(ngram)
+                    share = len(tokens - covered[doc]) / len(tokens)
+                    scores[doc] += weight**2 * (0.2 + 0.8 * share)
+                    covered[doc] |= tokens
+        return sorted(scores.items(), key=lambda item: -item[1])[:10]
+
+    cases = {
+        "score_documents, both stages": lambda: score_documents(index, keys, settings, k=10),
+        "Python dictionaries, first stage": python,
+    }
+    seconds = alternate(cases, repeats, clock="cpu")
+    return row("300 keys to ranked documents", seconds, *cases, "at least 10x; below 3 ms")
+
+
+def query_row(texts: list[str], queries: list[str], repeats: int) -> dict[str, Any] | None:
+    """A whole query with SmolLM2, beside bm25s on the same passages."""
+    import bm25s
+
+    from gradatim.inference import SEALRetriever
+    from gradatim.models import CausalLMUnavailableError, load_causal_lm
+
+    try:
+        model, tokenizer = load_causal_lm("smollm2")
+    except CausalLMUnavailableError as error:
+        print(f"the row of a whole query is left out ({error})")
+        return None
+    made = SEALRetriever(model, tokenizer, num_beams=8, ngram_length=8, batch_size=8).fit(texts)
+    lexical = bm25s.BM25()
+    lexical.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
+    asked = queries[:8]
+    cases = {
+        "SEALRetriever (8 queries, SmolLM2, 8 beams)": lambda: made.search(asked),
+        "bm25s": lambda: lexical.retrieve(
+            bm25s.tokenize(asked, show_progress=False), k=10, show_progress=False
+        ),
+    }
+    seconds = alternate(cases, max(2, repeats // 5), clock="cpu")
+    return row("8 whole queries", seconds, *cases, "none: the language model is the cost")
+
+
+def reference_rows(folder: str, documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
+    """SEAL's own FM-index from a checkout, where its extension module was built."""
+    sys.path.insert(0, folder)
+    try:
+        from seal.index import FMIndex  # type: ignore[import-not-found]
+
+        theirs = FMIndex()
+        theirs.initialize(documents, in_memory=True)
+    except Exception as error:
+        print(f"SEAL's own index does not run here, its rows are left out ({type(error).__name__}: {error})")
+        return []
+    finally:
+        sys.path.remove(folder)
+    from gradatim.inference import TokenIndex
+
+    ours = TokenIndex.build(documents)
+    rows = []
+    for length in (1, 3, 8):
+        some = prefixes(documents, length, 50)
+        cases = {
+            "TokenIndex.follow": lambda s=some: [ours.follow(ngram) for ngram in s],
+            "SEAL FMIndex": lambda s=some: [theirs.get_continuations(list(ngram)) for ngram in s],
+        }
+        rows.append(
+            row(
+                f"range and continuations, length {length}",
+                alternate(cases, repeats),
+                *cases,
+                "at least 1x",
+            )
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="size of the corpus, at most")
+    parser.add_argument("--skip-model", action="store_true", help="no row of a whole query")
+    parser.add_argument("--reference", metavar="DIR", help="a checkout of SEAL with its index built")
+    parser.add_argument("--json")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    documents, _, texts, queries = corpus(options.tokens)
+    rows = [*size_rows(documents), *build_rows(documents, options.repeats)]
+    rows += step_rows(documents, options.repeats)
+    rows += mask_rows(documents, options.repeats)
+    rows.append(aggregation_row(documents, options.repeats))
+    if not options.skip_model:
+        whole = query_row(texts, queries, options.repeats)
+        rows += [whole] if whole else []
+    if options.reference:
+        rows += reference_rows(options.reference, documents, options.repeats)
+    what = "the index and scoring of SEAL beside plain ways, one thread (size rows: bytes for ms)"
+    report("seal", what, rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
