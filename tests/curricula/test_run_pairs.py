@@ -81,6 +81,7 @@ def test_a_pair_follows_from_seed_epoch_and_index_alone():
     assert list(loaded) == [source[1], source[0]]
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same():
     code = (
         "from gradatim.curricula import sample_pairs; "

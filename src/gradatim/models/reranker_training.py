@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from typing import Any
 
 import torch
@@ -183,9 +184,13 @@ def load_cross_encoder(
     from sentence_transformers import CrossEncoder
     from transformers.utils import logging
 
+    # That the head is new, and the encoder no cross-encoder yet, is what we want and need not be told.
     progress, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    library = getLogger("sentence_transformers")
+    before = library.level
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # that the head is new is what we want
+    logging.set_verbosity_error()
+    library.setLevel(ERROR)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -203,6 +208,7 @@ def load_cross_encoder(
         ) from error
     finally:
         logging.set_verbosity(level)
+        library.setLevel(before)
         if progress:
             logging.enable_progress_bar()
 

@@ -55,9 +55,16 @@ def _mean(results: Results, arm: str, metric: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _legend(axis: Axes) -> None:
+def _legend(axis: Axes, columns: int = 1, where: str = "best") -> None:
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", ncols=columns, loc=where)
+
+
+def _shared_legend(figure: Figure, axis: Axes) -> None:
+    """One legend for all panels, below them: inside a panel it would cover lines."""
+    handles, names = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, names, fontsize="small", ncols=4, loc="outside lower center")
 
 
 # What the weights know of the labels ------------------------------------------------------------------------
@@ -81,9 +88,10 @@ def draw_weights(figure: Figure, results: Results) -> None:
                 axis.bar(at, [v for _, v in shown], width=0.25, color=colour, label=label)
         axis.set_xticks(range(len(HEURISTICS)), HEURISTICS)
         axis.set_title(f"{title}, half of the labels wrong")
-        axis.set_ylim(0, 1)
+        axis.set_ylim(0, 1.2)
+        axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes[0].set_ylabel("mean weight before fading")
-    _legend(axes[1])
+    _legend(axes[1], columns=3, where="upper center")
 
 
 def weights_table(results: Results) -> Table:
@@ -113,8 +121,9 @@ def draw_gains(figure: Figure, results: Results) -> None:
             x, mean, half = found
             axis.plot(x, mean, color=COLOURS[name], label=LABELS[name])
             axis.fill_between(x, mean - half, mean + half, color=COLOURS[name], alpha=0.15)
-            # The first iterations dwarf the rest: the scale follows the third iteration on.
-            spread = max(spread, float(np.abs(mean[2:]).max() + half[2:].max()) if len(mean) > 2 else 0.0)
+            # The first iterations, and hard first, dwarf the rest; the table has them all.
+            if name != "norm-anti" and len(mean) > 3:
+                spread = max(spread, float((np.abs(mean) + half)[3:].max()))
         axis.axhline(0, color="0.5", linewidth=0.8)
         if spread:
             axis.set_ylim(-1.3 * spread, 1.3 * spread)
@@ -123,7 +132,7 @@ def draw_gains(figure: Figure, results: Results) -> None:
         axis.set_xlabel("iteration")
     for axis in axes[::2]:
         axis.set_ylabel("MRR@10 gained")
-    _legend(axes[1])
+    _shared_legend(figure, axes[1])
 
 
 def gains_table(results: Results) -> Table:
@@ -164,7 +173,7 @@ def draw_curves(figure: Figure, results: Results) -> None:
         axis.set_xlabel("iteration")
     for axis in axes[::2]:
         axis.set_ylabel("MRR@10")
-    _legend(axes[1])
+    _shared_legend(figure, axes[1])
 
 
 def curves_table(results: Results) -> Table:
