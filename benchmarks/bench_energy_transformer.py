@@ -25,11 +25,12 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradatim.models import EnergyTransformerConfig, EnergyTransformerForCausalLM
-from gradatim.models.energy_attention import rotary, rotate
+from gradatim.models.energy_attention import rotary
 from gradatim.models.energy_recipe import ExtrapolatedStepsWarning
+from gradatim.models.twice_differentiable import rotate
 
-Peer = Callable[[Tensor, Tensor, int, bool], list[Tensor]]
-"""peer(ids, first state, steps, learning) -> logits after every step."""
+Peer = Callable[[Tensor, Tensor | None, int, bool], list[Tensor]]
+"""peer(ids, first state or None to draw one, steps, learning) -> logits after every step."""
 
 
 def written_here(model: EnergyTransformerForCausalLM) -> Peer:
@@ -58,8 +59,9 @@ def written_here(model: EnergyTransformerForCausalLM) -> Peer:
             h = h + layer.mlp(layer.post_attention_layernorm(h))
         return body.energy_head(body.norm(h))[:, -time:]
 
-    def run(ids: Tensor, z: Tensor, steps: int, learning: bool) -> list[Tensor]:
+    def run(ids: Tensor, z: Tensor | None, steps: int, learning: bool) -> list[Tensor]:
         found = []
+        z = torch.randn(*ids.shape, config.vocab_size) if z is None else z
         for i in range(steps):
             with torch.enable_grad():
                 p = z.detach().requires_grad_().softmax(-1)
@@ -85,7 +87,7 @@ def reference(folder: str, model: EnergyTransformerForCausalLM) -> tuple[Peer, n
         "ebt_type": "time_embed" if config.step_embedding == "prefix" else "default",
         "ebt_norm": "rms", "ebt_act_func": "silu", "dyt_alpha_init": 0.5,
         "vocab_to_embed_uses_prob_dist": False, "num_modality_processing_mlp_layers": 1,
-        "learnable_process_memory": False, "denoising_initial_condition": "zeros",
+        "learnable_process_memory": False, "denoising_initial_condition": "random_noise",
         "gaussian_random_noise_scaling": 1.0, "normalize_initial_condition": True,
         "normalize_initial_condition_only_first_step": False, "mcmc_num_steps": config.num_steps,
         "mcmc_step_size": config.step_size, "mcmc_step_size_learnable": config.learn_step_size,
@@ -101,7 +103,7 @@ def reference(folder: str, model: EnergyTransformerForCausalLM) -> tuple[Peer, n
         raise SystemExit(f"the public model has weights that ours lacks: {missing}")
     theirs.load_state_dict({**own, **taken})
 
-    def run(ids: Tensor, z: Tensor, steps: int, learning: bool) -> list[Tensor]:
+    def run(ids: Tensor, z: Tensor | None, steps: int, learning: bool) -> list[Tensor]:
         theirs.hparams.mcmc_num_steps = steps
         return theirs(ids, learning=learning, return_raw_logits=True, replay_buffer_logits=z)[0]
 
@@ -188,10 +190,11 @@ def _public_class(folder: str, vocab_size: int) -> type:
     return ebt.EBT_NLP
 
 
-def peer_loss(peer: Peer, model: EnergyTransformerForCausalLM, ids: Tensor, z: Tensor) -> Tensor:
-    """The recipe's loss of the peer's logits."""
+def peer_loss(peer: Peer, model: EnergyTransformerForCausalLM, ids: Tensor) -> Tensor:
+    """The recipe's loss of the peer's logits, from a start that it draws; both sides descend T positions."""
     given, targets = ids[:, :-1], ids[:, 1:].flatten()
-    losses = [F.cross_entropy(x.flatten(0, 1), targets) for x in peer(given, z, model.config.num_steps, True)]
+    found = peer(given, None, model.config.num_steps, True)
+    losses = [F.cross_entropy(x.flatten(0, -2), targets) for x in found]
     return torch.stack(losses).mean() if model.config.loss_on == "all" else losses[-1]
 
 
@@ -259,9 +262,9 @@ def main(argv: list[str] | None = None) -> None:
         trained = EnergyTransformerForCausalLM(config, seed=0).train()
         seconds = alternate(
             {
-                "ours": step_of(trained, lambda m=trained: m(ids, labels=ids).loss),
-                name: step_of(theirs, lambda p=peer, m=model: peer_loss(p, m, ids, z)),
-                "Transformer++": step_of(llama, lambda: llama(ids, labels=ids).loss),
+                "ours": step_of(trained, lambda m=trained: m(ids[:, :-1], labels=ids[:, :-1]).loss),
+                name: step_of(theirs, lambda p=peer, m=model: peer_loss(p, m, ids)),
+                "Transformer++": step_of(llama, lambda: llama(ids[:, :-1], labels=ids[:, :-1]).loss),
             },
             args.repeats,
             clock=args.clock,

@@ -40,6 +40,10 @@ class EnergyTransformerConfig(PreTrainedConfig):
             needs first-order kernels alone, in float32 or wider.
         replay_capacity, replay_fraction: sequences that `replay_buffer()` holds (0: none), and how many of
             them a batch gets, as a share of its size.
+        vocab_chunk: training meets the vocabulary by so many tokens at a time, in memory of vocab_chunk x
+            vocab_size however many tokens a batch has, and returns no logits unless there is a replay
+            buffer (0: all at once). Needs the update in probabilities, and states that are detached from
+            step to step.
         noise_seed: of training noise where no generator is given, and of the fixed starts of inference.
 
     Raises ValueError for an unknown choice or an impossible size.
@@ -73,6 +77,7 @@ class EnergyTransformerConfig(PreTrainedConfig):
         second_order: str = "double_backward",
         replay_capacity: int = 0,
         replay_fraction: float = 0.5,
+        vocab_chunk: int = 0,
         rms_norm_eps: float = 1e-5,
         rope_theta: float = 10_000.0,
         noise_seed: int = 0,
@@ -99,6 +104,7 @@ class EnergyTransformerConfig(PreTrainedConfig):
         self.detach_steps, self.truncate = detach_steps, truncate
         self.update_space, self.second_order = update_space, second_order
         self.replay_capacity, self.replay_fraction = replay_capacity, replay_fraction
+        self.vocab_chunk = vocab_chunk
         self.rms_norm_eps, self.rope_theta = rms_norm_eps, rope_theta
         self.noise_seed, self.use_cache = noise_seed, use_cache
         self.tie_word_embeddings = tie_word_embeddings
@@ -155,7 +161,13 @@ class EnergyTransformerConfig(PreTrainedConfig):
         for name in ("step_size", "min_step_size", "step_size_lr_multiplier", "rms_norm_eps", "rope_theta"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("langevin_noise_std", "initial_noise_std", "replay_capacity", "replay_fraction"):
+        for name in (
+            "langevin_noise_std",
+            "initial_noise_std",
+            "replay_capacity",
+            "replay_fraction",
+            "vocab_chunk",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.step_size_jitter >= 1:
@@ -171,3 +183,9 @@ class EnergyTransformerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.truncate and self.loss_on == "all":
             raise ValueError('truncate leaves one step in the graph: it needs loss_on="last"')
+        if self.vocab_chunk and not (
+            self.update_space == "probability" and (self.detach_steps or self.truncate)
+        ):
+            raise ValueError(
+                'vocab_chunk needs update_space="probability" and detach_steps=True (or truncate=True)'
+            )

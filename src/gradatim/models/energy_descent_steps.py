@@ -14,6 +14,7 @@ from gradatim.models.energy_attention import KeyValues
 from gradatim.models.energy_body import EnergyBody
 from gradatim.models.energy_config import EnergyTransformerConfig
 from gradatim.models.energy_second_order import energy_gradient
+from gradatim.models.energy_vocabulary import States, embedded, scored
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Settings:
 class Descent:
     """Where it ended: the fields of `EnergyCausalLMOutput`, candidates already chosen among."""
 
-    logits: Tensor
+    logits: Tensor | None
     energies: Tensor
     losses: Sequence[Tensor]
     candidate_energies: Tensor | None
@@ -93,22 +94,13 @@ def descend(
     steps, rows, seen = settings.num_steps or 1, positions[:, -kept:], visible[:, :, -kept:]
     z, wide = start, start.dtype
     sizes = _step_sizes(alpha.to(wide), settings, z)
-    contexts: dict[int, list[KeyValues]] = {}
+    known = _contexts(body, embeddings, positions, visible, cache, graph)
     parameters = [p for p in body.parameters() if p.requires_grad]
     active = torch.ones(z.shape[:3], dtype=torch.bool, device=z.device)
     taken = torch.zeros(z.shape[:3], dtype=torch.int64, device=z.device)
     energies: list[Tensor] = []
     losses: list[Tensor] = []
     last_landscape = 0
-
-    def known(step: int) -> list[KeyValues]:
-        landscape = 0 if config.shares_context else step
-        if landscape not in contexts:
-            with torch.set_grad_enabled(graph):
-                contexts[landscape] = body.context(
-                    embeddings, positions, visible, step=landscape, cache=cache
-                )
-        return contexts[landscape]
 
     for i in range(steps):
         last_landscape = i if body.embed_steps is not None else 0
@@ -136,11 +128,7 @@ def descend(
         energies.append(energy)
         if settings.tol is not None and not bool(active.any()):
             break
-        if not bool(torch.isfinite(g).all()):
-            raise ValueError(
-                f"the energy's gradient is not finite at step {i + 1} of {steps}: "
-                "use a smaller step_size or learning rate"
-            )
+        _check_finite(g, i, steps)
         with torch.set_grad_enabled(graphed):
             if config.update_space == "logit":
                 slope = (g.to(projection.dtype) @ projection.T).to(wide)  # dE/dp = (dE/de) W^T
@@ -160,6 +148,90 @@ def descend(
                 energies.append(body.energies(e, known(steps - 1), rows, seen, step=last_landscape))
     energies += energies[-1:] * (steps + int(settings.final_energy) - len(energies))
     return _chosen(z, torch.stack(energies, dim=-1), taken, losses, score)
+
+
+def descend_in_chunks(
+    body: EnergyBody,
+    projection: Tensor,
+    settings: Settings,
+    *,
+    embeddings: Tensor,
+    positions: Tensor,
+    visible: Tensor,
+    alpha: Tensor,
+    states: States,
+    targets: Tensor,
+    items: Tensor | int,
+    whole: bool,
+) -> Descent:
+    """The steps of training, with the vocabulary met in the chunks of `states`; the same loss and gradients.
+
+    targets: [batch x time] following tokens, -100 where none is scored. items: what the summed loss is
+    divided by. whole: also the final state, which is all that is then kept of the vocabulary's size.
+    """
+    config, steps, shape = body.config, settings.num_steps or 1, positions.shape
+    sizes = _step_sizes(alpha.to(states.wide), settings, embeddings.new_empty(shape[0], 1, shape[1]))
+    known = _contexts(body, embeddings, positions, visible, None, torch.is_grad_enabled())
+    parameters = [p for p in body.parameters() if p.requires_grad]
+    energies: list[Tensor] = []
+    losses: list[Tensor] = []
+    for i in range(steps):
+        graphed = torch.is_grad_enabled() and (not config.truncate or i == steps - 1)
+        with torch.set_grad_enabled(graphed):
+            e = embedded(states, i, projection).view(shape[0], 1, shape[1], -1)
+        g, energy = _gradient(
+            body,
+            e,
+            known(i),
+            parameters,
+            positions,
+            visible,
+            step=i if body.embed_steps is not None else 0,
+            route=config.second_order,
+            graph=graphed,
+        )
+        energies.append(energy[:, 0])
+        _check_finite(g, i, steps)
+        with torch.set_grad_enabled(graphed):
+            move = (sizes * g).flatten(0, 2)
+            if _scored(config, True, i, steps):
+                losses.append(scored(states, i, move, projection, targets) / items)
+        states.moves.append(move.detach())
+    with torch.no_grad():
+        logits = states.after(steps).view(*shape, -1) if whole else None
+    taken = torch.full(shape, steps, device=positions.device)
+    return Descent(logits, torch.stack(energies, dim=-1), losses, None, taken)
+
+
+def _contexts(
+    body: EnergyBody,
+    embeddings: Tensor,
+    positions: Tensor,
+    visible: Tensor,
+    cache: Cache | None,
+    graph: bool,
+) -> Callable[[int], list[KeyValues]]:
+    """step -> the context's keys and values in that step's landscape, computed once."""
+    contexts: dict[int, list[KeyValues]] = {}
+
+    def known(step: int) -> list[KeyValues]:
+        landscape = 0 if body.config.shares_context else step
+        if landscape not in contexts:
+            with torch.set_grad_enabled(graph):
+                contexts[landscape] = body.context(
+                    embeddings, positions, visible, step=landscape, cache=cache
+                )
+        return contexts[landscape]
+
+    return known
+
+
+def _check_finite(g: Tensor, step: int, steps: int) -> None:
+    if not bool(torch.isfinite(g).all()):
+        raise ValueError(
+            f"the energy's gradient is not finite at step {step + 1} of {steps}: "
+            "use a smaller step_size or learning rate"
+        )
 
 
 def _scored(config: EnergyTransformerConfig, training: bool, step: int, steps: int) -> bool:

@@ -27,9 +27,10 @@ from transformers.utils.generic import ModelOutput
 
 from gradatim.models.energy_body import EnergyBody
 from gradatim.models.energy_config import EnergyTransformerConfig
-from gradatim.models.energy_descent_steps import Descent, Settings, descend
+from gradatim.models.energy_descent_steps import Descent, Settings, descend, descend_in_chunks
 from gradatim.models.energy_recipe import ExtrapolatedStepsWarning
 from gradatim.models.energy_start import KeyedNoise, seeded
+from gradatim.models.energy_vocabulary import States, drawn_rows
 from gradatim.models.replay_buffer import ReplayBuffer
 
 
@@ -38,7 +39,8 @@ class EnergyCausalLMOutput(ModelOutput):
     """What a forward pass found, T being the positions that were asked for.
 
     loss               scalar: in training the mean over the steps that `loss_on` counts, else the last one's
-    logits             [batch, T, V] the final state, in float32 or wider
+    logits             [batch, T, V] the final state, in float32 or wider (not where training goes by
+                       `vocab_chunk` without a replay buffer)
     energies           [batch, T, num_steps + 1]: before every step, and of the final prediction (in training
                        and generation, where nobody asked for that one, num_steps)
     step_losses        [steps] detached losses after each step that was scored
@@ -203,10 +205,17 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             if generator is None and self.training:
                 generator = self._next_generator(embeddings.device)
             rows = positions[:, -kept:]
+            settings = settings.drawn(self.config, self.training, generator)
+            if labels is not None and self.training and self.config.vocab_chunk:
+                assert generator is not None
+                return self._in_chunks(
+                    embeddings, positions, visible, labels, num_items_in_batch, settings,
+                    initial_state, generator, return_dict,
+                )  # fmt: skip
             found = descend(
                 self.body,
                 self.vocab_projection.weight,
-                settings.drawn(self.config, self.training, generator),
+                settings,
                 embeddings=embeddings,
                 positions=positions,
                 visible=visible,
@@ -219,7 +228,63 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
                 score=None if labels is None else lambda z: _loss(z, labels, num_items_in_batch),
                 training=self.training,
             )
-            output = self._output(found, labels is not None, num_items_in_batch, cache if use_cache else None)
+            output = self._output(found, labels is not None, cache if use_cache else None)
+        return output.to_tuple() if return_dict is False else output
+
+    def _in_chunks(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        labels: Tensor,
+        items: Tensor | int | None,
+        settings: Settings,
+        initial_state: Tensor | None,
+        generator: torch.Generator,
+        return_dict: bool | None,
+    ) -> EnergyCausalLMOutput | tuple[Any, ...]:
+        """A training pass that never holds the vocabulary for all tokens (`vocab_chunk`)."""
+        config, weight = self.config, self.vocab_projection.weight
+        batch, time = positions.shape
+        if weight.dtype == torch.float16:
+            raise ValueError("step sizes may overflow float16 with vocab_chunk: use bfloat16 or float32")
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        first = drawn_rows(seed, 0, config.initial_noise_std, len(weight), positions.device)
+        known = None if initial_state is None else initial_state.flatten(0, 1)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        if initial_state is not None and (
+            len(initial_state) > batch or initial_state.shape[1:] != (time, len(weight))
+        ):
+            raise ValueError(
+                f"initial_state must be [k <= {batch}, {time}, {len(weight)}] with one candidate, "
+                f"got {tuple(initial_state.shape)}"
+            )
+
+        def start(part: slice) -> Tensor:
+            z = first(part, 0).to(wide)
+            if known is not None:
+                fresh = max(0, min(batch * time - len(known) - part.start, len(z)))
+                begin = part.start + fresh - (batch * time - len(known))
+                z[fresh:] = known[begin : begin + len(z) - fresh].to(z)
+            return z
+
+        std = settings.noise_std or 0.0
+        noise = drawn_rows(seed, 1, std, len(weight), positions.device) if std else None
+        targets = _following(labels).to(positions.device)
+        found = descend_in_chunks(
+            self.body,
+            weight,
+            settings,
+            embeddings=embeddings,
+            positions=positions,
+            visible=visible,
+            alpha=self._alpha(),
+            states=States(weight, batch * time, config.vocab_chunk, start, noise),
+            targets=targets,
+            items=(targets != -100).sum().clamp(min=1) if items is None else items,
+            whole=bool(config.replay_capacity),
+        )
+        output = self._output(found, True, None)
         return output.to_tuple() if return_dict is False else output
 
     def score(
@@ -412,9 +477,7 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
         return draw
 
-    def _output(
-        self, found: Descent, scored: bool, items: Tensor | int | None, cache: Cache | None
-    ) -> EnergyCausalLMOutput:
+    def _output(self, found: Descent, scored: bool, cache: Cache | None) -> EnergyCausalLMOutput:
         loss = None
         if scored:
             counted = found.losses if self.training and self.config.loss_on == "all" else found.losses[-1:]
@@ -434,9 +497,16 @@ def _detached(losses: Sequence[Tensor]) -> Tensor:
     return torch.stack([loss.detach() for loss in losses])
 
 
+def _following(labels: Tensor) -> Tensor:
+    """[batch x time] next tokens, -100 after the last.
+
+    Labels move, not the logits: cutting those would copy the vocabulary, forwards and backwards.
+    """
+    return F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+
+
 def _loss(logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
     """Cross-entropy of the next token; the mean over scored tokens, or the sum over `items`."""
-    # Labels move, not the logits: cutting those would copy the vocabulary, forwards and backwards.
-    following = F.pad(labels[:, 1:], (0, 1), value=-100).flatten().to(logits.device)
+    following = _following(labels).to(logits.device)
     total = F.cross_entropy(logits.flatten(0, 1), following, ignore_index=-100, reduction="sum")
     return total / ((labels[:, 1:] != -100).sum().clamp(min=1) if items is None else items)
