@@ -5,14 +5,17 @@
 Every case is one forward and backward pass in float32. "definition" is the rule as it is printed: five
 matrices per head, token by token; "steps" is our token loop, in which the five share one matrix. Before it
 is timed, every pair is checked to give the same outputs and gradients. `NeuralMemory` of titans-pytorch
-(one memory, with projected keys and values, gradients at the start of a chunk) is another rule of the same
-family: same width, heads, chunk and memory network, nothing to be equal to.
+(one memory, with projected keys, values and rates, gradients at the start of a chunk) is another rule of the
+same family: same width, heads, chunk and memory network, nothing to be equal to. It is timed against as many
+memories of ours: one with ours projecting keys, values and rates too, five (Hope's) with five of its layers.
+Ours also writes and forgets at every token, and finds its own targets.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -142,13 +145,21 @@ def main(argv: list[str] | None = None) -> None:
                 # With batch_size its gradients are taken where each chunk begins, as ours are, and not all at
                 # the initial weights.
                 options = {"dim_head": head, "heads": args.heads, "momentum": False, "batch_size": chunk}
-                theirs = NeuralMemory(args.width, chunk_size=chunk, model=network, **options)
-                ours = memory(memory=kind, chunk_size=(chunk, chunk))
-                cases = {
-                    "ours": passes(ours, x, with_method(ours, "chunked")),
-                    "titans-pytorch": passes(theirs, x, lambda t, layer=theirs: layer(t)[0]),
-                }
-                compare(f"{kind} memory, chunks of {chunk}, {size}", cases, "> 1x", None)
+                projected = {"inner_keys": False, "inner_values": False, "inner_rates": False}
+                for count, switches in ((1, projected), (5, {})):
+                    theirs = nn.ModuleList(
+                        NeuralMemory(args.width, chunk_size=chunk, model=deepcopy(network), **options)
+                        for _ in range(count)
+                    )
+                    ours = memory(memory=kind, chunk_size=(chunk, chunk), **switches)
+                    cases = {
+                        "ours": passes(ours, x, with_method(ours, "chunked")),
+                        "titans-pytorch": passes(
+                            theirs, x, lambda t, layers=theirs: sum(layer(t)[0] for layer in layers)
+                        ),
+                    }
+                    memories = "one" if count == 1 else "five"
+                    compare(f"{memories} {kind}, chunks of {chunk}, {size}", cases, "> 1x", None)
     else:
         print("titans-pytorch is not installed: left out")
 

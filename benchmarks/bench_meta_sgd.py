@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,22 @@ def main(argv: list[str] | None = None) -> None:
                 rows.append(row(case, seconds, "ours", peer, ">= 4x"))
                 rows.append(row(f"{case}, any module", seconds, "ours, any module (vmap)", peer, "-"))
                 print(f"{case}: largest difference of gradients from {peer}: {gap:.1e}")
+    wide = [256, 256, 256]
+    for steps in (1, 3):
+        for first_order in (True, False):
+            settings = {"lr": 0.1, "steps": steps, "first_order": first_order, "learn_lr": "row"}
+            thin = MetaSGD(network(wide, torch.float64), engine="low_rank", **settings)
+            full = MetaSGD(network(wide, torch.float64), engine="stacked", **settings)
+            pairs = zip(gradients(ours, thin, exact), gradients(ours, full, exact), strict=True)
+            gap = max(float((a - b).abs().max()) for a, b in pairs)
+            assert gap < 1e-9, f"thin products differ by {gap:.2e}"
+            cases = {
+                engine: partial(gradients, ours, MetaSGD(network(wide), engine=engine, **settings), tasks)
+                for engine in ("low_rank", "stacked")
+            }
+            seconds = alternate(cases, args.repeats, clock=args.clock)
+            case = f"K = {steps}, {'first' if first_order else 'second'} order, width {wide[0]}, rates by row"
+            rows.append(row(case, seconds, "low_rank", "stacked", "> 1x"))
     report("meta_sgd", "meta-gradients of one batch of tasks", rows, args.json)
 
 

@@ -31,6 +31,7 @@ from gradatim.tasks.formal_text import FORMAL_TEXTS, arithmetic_text, dyck_text,
 from gradatim.tasks.ginc import GINC, GINCPrompts
 from gradatim.tasks.image_denoising import DigitImages, NoiseSchedule, digit_images, psnr
 from gradatim.tasks.in_context_prompt import InContextPrompt
+from gradatim.tasks.intents import Intents, hashed_ngrams, read_intents
 from gradatim.tasks.linear_regression import LinearRegressionTask
 from gradatim.tasks.nonlinear_regression import ContextPool, NetworkTask, SineTask
 from gradatim.tasks.retrieval import (
@@ -79,6 +80,7 @@ __all__ = [
     "ICLBatch",
     "InContextCollator",
     "InContextPrompt",
+    "Intents",
     "LabelledStrings",
     "LinearRegressionTask",
     "NetworkTask",
@@ -111,6 +113,7 @@ __all__ = [
     "draw_rows",
     "dyck_text",
     "evaluate_run",
+    "hashed_ngrams",
     "heterogeneous",
     "homogeneous",
     "linked_split",
@@ -122,6 +125,7 @@ __all__ = [
     "python_source_text",
     "random_instance",
     "random_instances",
+    "read_intents",
     "read_text_classification",
     "relu_instance",
     "retrieval_scores",
