@@ -115,12 +115,15 @@ PROMPTS = tuple(
 )
 LADDER = tuple(arm for noise in NOISE for arm in _ladder(noise))
 SWEEP = tuple(arm for noise in NOISE for arm in _sweep(noise))
-# Three points of each sweep are enough to see its shape; the standard profile has them all.
+# Beside the ladder's arms these give three or four points of each sweep; the standard profile has them all.
 QUICK_SWEEP = tuple(
     arm
     for arm in SWEEP
-    if arm.name.partition("/")[2]
-    in ("relative-0.8", "relative-1", "adaptive-2", "relative+soft-0.3", "relative+soft-3")
+    if arm.name
+    in {
+        f"noisy/{name}"
+        for name in ("relative-0.8", "relative-1", "adaptive-2", "relative+soft-0.3", "relative+soft-3")
+    }
 )
 ENCODER = tuple(
     Arm(
@@ -377,7 +380,7 @@ study = Study(
     headline=((MRR, "higher"), ("ndcg@10", "higher")),
     profiles={
         "quick": Profile(
-            seeds=5,
+            seeds=4,
             scale=_SCALE,
             core_seconds=300,
             arms=tuple(arm.name for arm in (*REFERENCES, *LADDER, *QUICK_SWEEP, *PROMPTS)),
