@@ -68,7 +68,8 @@ if TYPE_CHECKING:
     from gradatim.models.in_context_recurrent import InContextGRU, InContextLSTM
     from gradatim.models.instruction_pooling import InstructionPooling
     from gradatim.models.linear_attention import LinearAttentionRegressor, LSAConfig
-    from gradatim.models.lstm_language_model import LSTMConfig, LSTMForCausalLM
+    from gradatim.models.lstm_config import LSTMConfig
+    from gradatim.models.lstm_language_model import LSTMForCausalLM
     from gradatim.models.paragraph_vector import ParagraphVector
     from gradatim.models.sense_skip_gram import SenseSkipGram
     from gradatim.models.skip_gram import SkipGram
@@ -90,7 +91,7 @@ _LAZY = {
     "InContextTransformer": "in_context",
     "InstructionPooling": "instruction_pooling",
     "LSAConfig": "linear_attention",
-    "LSTMConfig": "lstm_language_model",
+    "LSTMConfig": "lstm_config",
     "LSTMForCausalLM": "lstm_language_model",
     "LinearAttentionRegressor": "linear_attention",
     "ParagraphVector": "paragraph_vector",

@@ -149,8 +149,8 @@ def predict_word(v, rows, n, O, bias, log_expected, sampled_softmax, table, lr, 
 @no_type_check
 def sense_pass(
     ids, offsets, first, last, E, O, bias, A, a, alive, keep, threshold, other, log_expected, table,
-    assignment, sampled_softmax, window, full_windows, negative, shared, lr, classifier_lr, end_share, entropy,
-    t_begin, t_end, t_epochs, epoch, epochs, seed,
+    assignment, sampled_softmax, window, full_windows, negative, shared, lr, classifier_lr, end_share,
+    entropy, t_begin, t_end, t_epochs, epoch, epochs, seed,
 ):  # fmt: skip
     """One epoch over documents `first` to `last` (exclusive); returns the number of pairs.
 

@@ -60,7 +60,7 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         softmax(l): below 0 it keeps senses in use, above 0 it empties them.
     warm_epochs, epochs : of stages 1 and 2.
     lr, min_lr : step of vectors, falling linearly within each stage.
-    classifier_lr : step of the classifiers.
+    classifier_lr : step of the classifiers in stage 2; the shared one of stage 1 moves by `lr`.
     prune : senses with a smaller prior are switched off after training; 0 keeps all.
     loss : "negative_sampling", or "sampled_softmax" as in the paper.
     negative, ns_exponent : noise words; `ns_exponent=None` draws them log-uniformly by frequency rank.
@@ -122,13 +122,13 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         assignment: str = "gumbel",
         per_word: bool = True,
         temperature: tuple[float, float] = (1.0, 0.5),
-        entropy: float = -0.1,
+        entropy: float = -1.0,
         final_entropy: float = 0.0,
         warm_epochs: int = 1,
         epochs: int = 3,
         lr: float = 0.025,
         min_lr: float = 1e-4,
-        classifier_lr: float = 0.5,
+        classifier_lr: float = 0.025,
         prune: float = 0.05,
         loss: str = "negative_sampling",
         negative: int = 5,

@@ -105,7 +105,7 @@ def train_in_torch(
     if plan.assignment == HARD:
         raise ValueError('assignment="hard" is trained by the compiled kernels: device=None')
     expected = torch.from_numpy(log_expected(vocabulary, plan))
-    for stage, (epochs, assignment, entropy, heat) in enumerate(plan.stages()):
+    for stage, (epochs, assignment, entropy, heat, _) in enumerate(plan.stages()):
         if stage or not plan.warm_epochs:
             weights = weights.with_classifiers(len(vocabulary), plan.own_classifiers)
         batches = TextBatches(

@@ -89,12 +89,15 @@ class SensePlan:
             alive=np.ones((words, self.senses), np.uint8),
         )
 
-    def stages(self) -> list[tuple[int, int, float, tuple[float, float]]]:
-        """(epochs, assignment, lambda, temperatures) of each stage that has epochs."""
+    def stages(self) -> list[tuple[int, int, float, tuple[float, float], float]]:
+        """(epochs, assignment, lambda, temperatures, classifier step) of each stage that has epochs.
+
+        The shared classifier of stage 1 hears every word, and gets the small step of the vectors.
+        """
         first = UNIFORM if self.assignment == HARD else SOFTMAX
         both = [
-            (self.warm_epochs, first, self.entropies[0], (1.0, 1.0)),
-            (self.epochs, self.assignment, self.entropies[1], self.temperature),
+            (self.warm_epochs, first, self.entropies[0], (1.0, 1.0), self.lr),
+            (self.epochs, self.assignment, self.entropies[1], self.temperature, self.classifier_lr),
         ]
         return [stage for stage in both if stage[0]]
 
@@ -113,7 +116,7 @@ def train_senses(
     keep, noise = vocabulary.keep_thresholds(plan.sample), vocabulary.noise(plan.ns_exponent)
     table, expected = sigmoid_table(), log_expected(vocabulary, plan)
     shards = corpus.shards(threads(plan.n_jobs))
-    for stage, (epochs, assignment, entropy, heat) in enumerate(plan.stages()):
+    for stage, (epochs, assignment, entropy, heat, step) in enumerate(plan.stages()):
         if assignment == plan.assignment and (stage or not plan.warm_epochs):
             weights = weights.with_classifiers(len(vocabulary), plan.own_classifiers)
         seeds = rng.randint(0, 2**62, size=len(shards), dtype=np.int64)
@@ -123,13 +126,13 @@ def train_senses(
             def run(
                 first: int, last: int, seed: int, epoch: int = epoch, epochs: int = epochs,
                 how: int = assignment, lam: float = entropy, heat: tuple[float, float] = heat,
-                w: SenseWeights = w,
+                w: SenseWeights = w, step: float = step,
             ) -> Any:  # fmt: skip
                 return sense_pass(
                     corpus.ids, corpus.offsets, first, last, w.senses, w.outputs, w.output_bias,
                     w.classifiers, w.classifier_bias, w.alive, keep, noise.threshold, noise.other, expected,
                     table, how, plan.sampled_softmax, plan.window, plan.full_windows, plan.negative,
-                    plan.shared, plan.lr, plan.classifier_lr, plan.end_share, lam, heat[0], heat[1], 1.0,
+                    plan.shared, plan.lr, step, plan.end_share, lam, heat[0], heat[1], 1.0,
                     epoch, epochs, seed + epoch,
                 )  # fmt: skip
 

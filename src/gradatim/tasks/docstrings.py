@@ -137,6 +137,42 @@ def docstring_texts(packages: tuple[str, ...] = TEXT_PACKAGES, topics: bool = Tr
     )
 
 
+@dataclass(frozen=True)
+class LabelledDocuments:
+    """Documents as lists of lower-case words, and the number of each one's label in `names`."""
+
+    documents: tuple[tuple[str, ...], ...]
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+def docstring_topics(
+    packages: tuple[str, ...] = TEXT_PACKAGES,
+    least_documents: int = 60,
+    fewest_words: int = 20,
+    most_words: int = 200,
+) -> LabelledDocuments:
+    """Docstrings with the package and module they come from (`scipy.signal`) as topic.
+
+    Words are runs of letters in lower case. Docstrings of fewer than `fewest_words` words are left out,
+    longer ones cut at `most_words`, and topics with fewer than `least_documents` dropped. Raises ValueError
+    when no topic is left.
+    """
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for item in documented_objects(packages):
+        words = tuple(re.findall(r"[a-z]+", item.doc.lower())[:most_words])
+        if len(words) >= fewest_words:
+            found.setdefault(".".join(item.name.split(".")[:2]), []).append(words)
+    names = sorted(name for name, documents in found.items() if len(documents) >= least_documents)
+    if not names:
+        raise ValueError(f"no topic of {', '.join(packages)} has {least_documents} documents")
+    return LabelledDocuments(
+        documents=tuple(document for name in names for document in found[name]),
+        labels=np.repeat(np.arange(len(names)), [len(found[name]) for name in names]),
+        names=tuple(names),
+    )
+
+
 def sha256_of(parts: Iterable[str]) -> str:
     """SHA-256 of a sequence of strings, each closed by a zero byte so that cuts cannot move."""
     digest = hashlib.sha256()
