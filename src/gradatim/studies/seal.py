@@ -191,7 +191,7 @@ _SCALE: dict[str, Any] = {
     "looked_at": 40,
     "looks": 5,
     "beams": 10,
-    "steps": 1500,
+    "steps": 1200,
     "batch": 64,
     "lr": 5e-3,
     "gate": 2.2,
@@ -200,11 +200,11 @@ _DOCSTRINGS: dict[str, Any] = {
     "source": "docstrings",
     "model": "smollm2",
     "zero_shot_prompt": "Summary: {query}\nThe documentation continues:",
-    "queries": 200,
+    "queries": 100,
     "beams": 8,
     "ngram": 8,
     "layers": 6,
-    "steps": 300,
+    "steps": 200,
     "batch": 16,
     "lr": 3e-4,
     "clip": 1.0,
@@ -303,12 +303,12 @@ study = Study(
     headline=(("mrr", "higher"), ("hits@1", "higher"), ("hits@10", "higher")),
     profiles={
         "quick": Profile(
-            seeds=5, scale=_SCALE, core_seconds=200, arms=tuple(arm.name for arm in WORLD_ARMS), batch=1
+            seeds=5, scale=_SCALE, core_seconds=230, arms=tuple(arm.name for arm in WORLD_ARMS), batch=1
         ),
         "standard": Profile(
             seeds=3,
             scale={**_SCALE, "steps": 2500, "queries": 100, "text": _DOCSTRINGS},
-            core_seconds=5000,
+            core_seconds=3700,
             batch=1,
         ),
         "paper": Profile(
