@@ -1,4 +1,4 @@
-"""Fills `<!-- results: SLUG -->` and `<!-- benchmarks: NAME -->` in pages from the files under results/.
+"""Fills `<!-- results: SLUG -->`, `<!-- benchmarks: NAME -->`, `<!-- questions: NAME -->` from results/.
 
 No measured number is typed into a page: a page that names no file in results/ says that nothing has been
 measured there yet.
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-PLACE = re.compile(r"^<!-- (results|benchmarks): ([a-z0-9_-]+) -->$", re.MULTILINE)
+PLACE = re.compile(r"^<!-- (results|benchmarks|questions): ([a-z0-9_-]+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs for every page."""
-    return PLACE.sub(lambda m: (_results if m[1] == "results" else _benchmarks)(m[2]), markdown)
+    fill = {"results": _results, "benchmarks": _benchmarks, "questions": _questions}
+    return PLACE.sub(lambda m: fill[m[1]](m[2]), markdown)
 
 
 def _results(slug: str) -> str:
@@ -78,6 +79,48 @@ def _benchmarks(name: str) -> str:
             f"| {_cell(r['case'])} | {r['ours_ms']:.4g} ms | {_cell(r['peer'])}: {r['peer_ms']:.4g} ms"
             f" | {r['ratio']:.2f}x | {_cell(str(r['target']))} |"
         )
+    return "\n".join(lines)
+
+
+def _questions(name: str) -> str:
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        return (
+            "*No answers are committed yet; `python benchmarks/search_questions.py` asks the questions here.*"
+        )
+    d = json.loads(file.read_text(encoding="utf-8"))
+    methods = d["methods"]
+    versions = ", ".join(f"{k} {v}" for k, v in d["versions"].items())
+    lines = [
+        f"{d['files']:,} files, {d['passages']:,} passages ({versions}).",
+        "",
+        "| question | " + " | ".join(f"{m}: rank" for m in methods) + " |",
+        "| --- |" + " ---: |" * len(methods),
+    ]
+    for q in d["questions"]:
+        ranks = [q["answers"][m]["rank"] for m in methods]
+        cells = [str(r) if r else f"beyond {d['looked_at']}" for r in ranks]
+        lines.append(f"| {_cell(q['question'])} | " + " | ".join(cells) + " |")
+    asked = len(d["questions"])
+    for word, most in (("first", 1), ("among the first 3", 3), ("among the first 10", 10)):
+        found = [sum((q["answers"][m]["rank"] or 999) <= most for q in d["questions"]) for m in methods]
+        lines.append(f"| *{word}* | " + " | ".join(f"*{n} of {asked}*" for n in found) + " |")
+    times = {m: sorted(q["answers"][m]["ms"] for q in d["questions"]) for m in methods}
+    lines.append(
+        "| *milliseconds, median (worst)* | "
+        + " | ".join(f"*{times[m][asked // 2]:.1f} ({times[m][-1]:.1f})*" for m in methods)
+        + " |"
+    )
+    lines += ["", "What came back, first hits of each; the pages named beforehand are bold:", ""]
+    for q in d["questions"]:
+        lines += [f"**{_cell(q['question'])}**", ""]
+        for m in methods:
+            hits = [
+                f"{'**' if h['good'] else ''}`{h['file']}`:{h['line']}{'**' if h['good'] else ''}"
+                for h in q["answers"][m]["hits"]
+            ]
+            lines.append(f"- {m}: " + ", ".join(hits))
+        lines.append("")
     return "\n".join(lines)
 
 

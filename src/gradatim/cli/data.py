@@ -17,7 +17,7 @@ app = typer.Typer(help="The data sets that need no download.", no_args_is_help=T
 @app.command("list")
 def list_data(as_json: o.Json = False) -> None:
     """Names, sizes and digests of the built-in data sets."""
-    rows = [_docstrings_row(), *_tabular_rows()]
+    rows = [_docstrings_row(), _pages_row(), *_tabular_rows()]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
@@ -33,7 +33,9 @@ def list_data(as_json: o.Json = False) -> None:
 @app.command("export")
 def export(
     name: Annotated[str, typer.Argument(help="A name from `gradatim data list`.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder (docstrings) or CSV file (tables) to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder (docstrings ...) or CSV file (tables) to write.")
+    ],
 ) -> None:
     """Write a data set in the form that `gradatim compare` reads."""
     if out.exists():
@@ -43,10 +45,15 @@ def export(
         from gradatim.tasks.docstrings import docstring_retrieval
 
         write_beir(docstring_retrieval(), out)
+    elif name == "docstring-pages":
+        from gradatim.tasks.docstring_pages import write_docstring_pages
+
+        write_docstring_pages(out)
     elif name in _tables():
         _frame(name).to_csv(out, index=False)
     else:
-        raise UsageError(f"no data set {name!r}; there are: docstrings, {', '.join(_tables())}")
+        names = ", ".join(("docstrings", "docstring-pages", *_tables()))
+        raise UsageError(f"no data set {name!r}; there are: {names}")
     typer.echo(f"wrote {out}")
 
 
@@ -88,4 +95,16 @@ def _docstrings_row() -> dict[str, str]:
         "what": "retrieval over the documentation of the installed numpy, scipy and scikit-learn",
         "size": f"{len(task.corpus):,} passages",
         "digest": task.sha256[:12],
+    }
+
+
+def _pages_row() -> dict[str, str]:
+    from gradatim.tasks.docstrings import docstring_texts
+
+    corpus = docstring_texts()
+    return {
+        "name": "docstring-pages",
+        "what": "the same, torch's and Python's own help topics as text files, to try `gradatim index` on",
+        "size": f"{len(corpus.texts):,} files",
+        "digest": corpus.sha256[:12],
     }

@@ -28,7 +28,7 @@ def build_reranker(
     ask, or the encoder with the word vectors is missing.
     """
     from gradatim.curricula import LinearCurriculum
-    from gradatim.models import ConvKNRM, EncoderUnavailableError
+    from gradatim.models import ConvKNRM, EncoderUnavailableError, load_text_encoder
     from gradatim.models.reranker_training import train_reranker
 
     asked = own_questions(passages, MOST_QUESTIONS)
@@ -43,9 +43,11 @@ def build_reranker(
     qrels = {f"q{row}": {f"d{row}": 1} for row, _, _ in asked}
     held_out = {q: qrels[q] for q in list(qrels)[: max(3, len(qrels) // 10)]}
     try:
-        model = ConvKNRM.from_sentence_transformer(encoder, 32, filters=64, max_doc_tokens=200)
+        source = load_text_encoder(encoder)
     except EncoderUnavailableError as error:
         raise SearchError(f"{error}; or index without --reranker") from error
+    dim = min(32, source.get_embedding_dimension() or 32)
+    model = ConvKNRM.from_sentence_transformer(source, dim, filters=64, max_doc_tokens=200)
     train_reranker(
         model,
         queries,

@@ -73,7 +73,7 @@ def load_generator(name: str) -> tuple[Any, Any]:
 def train_generator(
     passages: Sequence[StoredPassage], folder: Path, device: str | None, on_progress: Progress
 ) -> Any:
-    """Train a GPT-2 of two layers to write spans of a passage for its title; save both, return the tokenizer."""
+    """Train a GPT-2 of two layers to write spans of a passage for its title; returns its tokenizer."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -94,7 +94,8 @@ def train_generator(
                 bos_token_id=1, eos_token_id=1, pad_token_id=0,
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
             )
-        ).to(where)  # fmt: skip
+        )  # fmt: skip
+        model.to(where)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()

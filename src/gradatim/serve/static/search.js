@@ -3,7 +3,7 @@
 (() => {
   const form = document.getElementById("ask"), field = document.getElementById("q");
   const results = document.getElementById("results"), status = document.getElementById("status");
-  let asked = 0;
+  let asked = 0, shown = location.search;
 
   const theme = document.getElementById("theme");
   const dark = () => (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
@@ -61,6 +61,7 @@
     if (!methods.length) { form.submit(); return; }
     const turn = ++asked;
     if (push) history.pushState(null, "", "/?" + base);
+    shown = location.search;
     document.title = field.value.trim().slice(0, 60) + " · gradatim search";
     const hint = document.getElementById("empty");
     if (hint) hint.remove();
@@ -101,7 +102,7 @@
 
   form.addEventListener("submit", (e) => { e.preventDefault(); ask(true); });
   for (const box of form.querySelectorAll("input[type=checkbox], select")) box.addEventListener("change", () => { if (field.value.trim() && results.children.length) ask(true); });
-  addEventListener("popstate", () => location.reload());
+  addEventListener("popstate", () => { if (location.search !== shown) location.reload(); });
   addEventListener("keydown", (e) => {
     if (e.key === "/" && !e.ctrlKey && !e.metaKey && !e.altKey && !["INPUT", "TEXTAREA", "SELECT"].includes(document.activeElement.tagName)) {
       e.preventDefault();

@@ -1,0 +1,122 @@
+"""SEAL and the re-ranker in an index: made from the folder, asked, sharded, kept."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+from folders import content, make_folder, put, text
+
+from gradatim.inference.search import (
+    FolderIndex,
+    IndexSettings,
+    SearchError,
+    build_index,
+    reranker_building,
+    seal_building,
+)
+from gradatim.inference.search.own_questions import own_question, own_questions
+from gradatim.inference.search.passages import StoredPassage
+from gradatim.inference.search.reranking import rerank
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
+from tiny_encoder import tiny_encoder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(seal_building, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(seal_building, "MOST_STEPS", 2)
+    monkeypatch.setattr(seal_building, "WIDTH", 16)
+    monkeypatch.setattr(seal_building, "BATCH", 8)
+    monkeypatch.setattr(reranker_building, "ITERATIONS", 2)
+    monkeypatch.setattr(reranker_building, "STEPS", 2)
+
+
+def test_own_questions_are_first_sentences():
+    rest = " ".join(["word"] * 20)
+    passage = StoredPassage("f", 0, "Title", f"How the kernel is applied to data. {rest}")
+    assert own_question(passage) == ("How the kernel is applied to data.", f"Title\n{rest}")
+    for said in ("Too short. " + rest, "No sentence " + rest, "This is a fine sentence. but no rest"):
+        assert own_question(StoredPassage("f", 0, "", said)) is None
+    many = [StoredPassage("f", i, "", f"Question number {i} about things. {rest}") for i in range(9)]
+    assert len(own_questions(many, 5)) == 5
+    # The choice depends on the texts, not on where they stand.
+    assert {q for _, q, _ in own_questions(many, 5)} == {q for _, q, _ in own_questions(many[::-1], 5)}
+
+
+def test_reranking_orders_the_first_hits_alone():
+    class Lengths:
+        def predict(self, pairs):
+            return np.array([len(doc) for _, doc in pairs], np.float32)
+
+    found = [(9.0 - i, StoredPassage("f", i, "", "x" * (i % 3))) for i in range(6)]
+    assert [p.number for _, p in rerank("q", found, Lengths(), depth=4)] == [2, 1, 0, 3]
+    assert rerank("q", [], Lengths()) == []
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny_encoder(folder).save_pretrained(str(folder / "tiny"))
+    return str(folder / "tiny")
+
+
+@pytest.mark.slow
+def test_seal_answers_from_any_number_of_shards(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "docs", 8)
+    put(folder / "needle.txt", "the quick brown needle jumps over lazy dogs " * 3)
+    build_index(folder, tmp_path / "one", IndexSettings(methods=("seal",)))
+    model = next(p for p in (tmp_path / "one").glob("g*/shared/generator"))
+    monkeypatch.setattr(
+        seal_building, "train_generator", lambda passages, home, device, tell: copied(model, home)
+    )
+    build_index(folder, tmp_path / "many", IndexSettings(methods=("seal",), shards=3))
+    one, many = FolderIndex(tmp_path / "one"), FolderIndex(tmp_path / "many")
+    assert one.methods == ("bm25", "seal", "hybrid")
+    assert one.search("quick brown needle", 8, "seal").hits
+    for question in ("quick brown needle", "matrix norm of axis", "🙂", "x" * 3000):
+        a, b = (ix.search(question, 5, "seal").hits for ix in (one, many))
+        assert [h.file for h in a] == [h.file for h in b]
+        np.testing.assert_allclose([h.score for h in a], [h.score for h in b], rtol=1e-4)
+
+
+def copied(source, home):
+    import shutil
+
+    shutil.copytree(source, home, dirs_exist_ok=True)
+    return seal_building.load_generator(str(home))[1]
+
+
+def test_a_generator_is_kept_until_much_is_new(tmp_path):
+    folder = make_folder(tmp_path / "docs", 8)
+    settings = IndexSettings(methods=("seal",))
+    build_index(folder, tmp_path / "ix", settings)
+    weights = {n: d for n, d in content(tmp_path / "ix").items() if "generator" in n}
+    assert weights
+    put(folder / "a/file00.txt", text(random.Random(1), 90), age=30)
+    build_index(folder, tmp_path / "ix", settings)
+    assert weights == {n: d for n, d in content(tmp_path / "ix").items() if "generator" in n}
+
+
+def test_an_index_with_its_own_reranker(tmp_path, encoder):
+    folder = make_folder(tmp_path / "docs", 2)
+    rng = random.Random(0)
+    lines = [f"{text(rng, 6)}. {text(rng, 60)}" for _ in range(60)]
+    for i, line in enumerate(lines):
+        put(folder / f"q{i}.txt", line)
+    settings = IndexSettings(encoder=encoder, reranker=True)
+    build_index(folder, tmp_path / "ix", settings)
+    index = FolderIndex(tmp_path / "ix")
+    plain = index.search("matrix norm sort", 5)
+    ranked = index.search("matrix norm sort", 5, rerank="own")
+    assert ranked.rerank == "own"
+    assert len(ranked.hits) == len(plain.hits) == 5
+    scores = [h.score for h in ranked.hits]
+    assert scores == sorted(scores, reverse=True)
+    few = make_folder(tmp_path / "few", 2)
+    with pytest.raises(SearchError, match="index without --reranker"):
+        build_index(few, tmp_path / "ix2", settings)
