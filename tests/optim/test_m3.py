@@ -218,3 +218,12 @@ def test_resume_is_bit_exact_between_two_slow_steps():
     again.load_state_dict(saved[0])
     other.load_state_dict(saved[1])
     assert train(again, other, 7) == whole
+
+
+def test_large_parameters_move_alone_as_they_would_together(monkeypatch):
+    shapes = ((3, 5), (2, 2), (5, 3), (4, 4))
+    settings = {"slow_period": 2, "weight_decay": 0.1}
+    together = run(lambda p: M3(p, **settings), shapes)
+    monkeypatch.setattr("gradatim.optim.m3.LARGE", 15)
+    for a, b in zip(run(lambda p: M3(p, **settings), shapes), together, strict=True):
+        assert torch.equal(a, b)

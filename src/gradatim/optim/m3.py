@@ -32,6 +32,7 @@ from gradatim.optim.step_gradients import (
 )
 
 LARGE = 32_768
+"""Numbers from which a parameter fills a good part of a core's cache."""
 
 
 class M3(Optimizer):
@@ -245,9 +246,9 @@ def _pieces(params: Sequence[Tensor]) -> list[list[int]]:
 
     It then stays in the cache from the first pass over it to the last.
     """
-    alone = [i for i, p in enumerate(params) if p.device.type == "cpu" and p.numel() >= LARGE]
-    others = [i for i in range(len(params)) if i not in set(alone)]
-    return [*([others] if others else []), *([i] for i in alone)]
+    large = [p.device.type == "cpu" and p.numel() >= LARGE for p in params]
+    others = [i for i, alone in enumerate(large) if not alone]
+    return [*([others] if others else []), *([i] for i, alone in enumerate(large) if alone)]
 
 
 def _accumulate(memories: list[Tensor], values: Sequence[Tensor], beta: float, ema: bool) -> None:
