@@ -14,6 +14,8 @@ config = AutoConfig.for_model("gradatim_energy_transformer", vocab_size=5, hidde
 model = AutoModelForCausalLM.from_config(config)
 assert type(model).__name__ == "EnergyTransformerForCausalLM", type(model)
 assert type(AutoConfig.for_model("gradatim_hope")).__name__ == "HopeConfig"
+lstm = AutoModelForCausalLM.from_config(AutoConfig.for_model("gradatim_lstm", vocab_size=5, hidden_size=4))
+assert type(lstm).__name__ == "LSTMForCausalLM", type(lstm)
 assert not [f for f in sys.meta_path if type(f).__module__.startswith("gradatim")]
 """
 

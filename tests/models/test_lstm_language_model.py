@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
 from gradatim.models import LSTMConfig, LSTMForCausalLM
 
@@ -90,7 +91,8 @@ def test_saves_loads_and_starts_from_its_seed(tmp_path):
     lm, x = model().float(), ids()
     lm.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    kept = LSTMForCausalLM.from_pretrained(tmp_path)
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(kept, LSTMForCausalLM)
     assert torch.equal(kept(x).logits, lm(x).logits)
     torch.manual_seed(3)
     before = torch.get_rng_state()

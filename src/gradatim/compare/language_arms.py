@@ -257,7 +257,8 @@ def _classes(arm: str) -> tuple[Any, Any]:
 
         return HopeConfig, HopeForCausalLM
     if arm == "lstm":
-        from gradatim.models.lstm_language_model import LSTMConfig, LSTMForCausalLM
+        from gradatim.models.lstm_config import LSTMConfig
+        from gradatim.models.lstm_language_model import LSTMForCausalLM
 
         return LSTMConfig, LSTMForCausalLM
     from transformers import LlamaConfig, LlamaForCausalLM

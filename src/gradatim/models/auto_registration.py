@@ -23,6 +23,7 @@ _MODELS = "transformers.models.auto.modeling_auto"
 CAUSAL_LANGUAGE_MODELS = (
     ("energy_config", "EnergyTransformerConfig", "energy_transformer", "EnergyTransformerForCausalLM"),
     ("hope_config", "HopeConfig", "hope", "HopeForCausalLM"),
+    ("lstm_config", "LSTMConfig", "lstm_language_model", "LSTMForCausalLM"),
 )
 """(module, configuration, module, model). Configurations sit in modules that import no model."""
 

@@ -111,6 +111,11 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             init.constant_(cast(Tensor, module.step_size), self.config.step_size)
             init.zeros_(cast(Tensor, module.draws))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; a learned step size stays in float32 beside half-precision ones."""
+        return self.vocab_projection.weight.dtype
+
     def get_input_embeddings(self) -> nn.Module:
         """The table of the context's tokens."""
         return self.body.embed_tokens

@@ -11,41 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
-
-class LSTMConfig(PreTrainedConfig):
-    """Sizes of an `LSTMForCausalLM`: vocab_size, hidden_size (of embedding and memory), num_hidden_layers.
-
-    `initializer_range` is the deviation of embedding and read-out. Raises ValueError for a size below 1.
-    """
-
-    model_type = "gradatim_lstm"
-
-    def __init__(
-        self,
-        vocab_size: int = 256,
-        hidden_size: int = 128,
-        num_hidden_layers: int = 2,
-        initializer_range: float = 0.02,
-        tie_word_embeddings: bool = False,
-        use_cache: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        sizes = {
-            "vocab_size": vocab_size,
-            "hidden_size": hidden_size,
-            "num_hidden_layers": num_hidden_layers,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-            setattr(self, name, value)
-        self.initializer_range, self.use_cache = initializer_range, use_cache
-        self.tie_word_embeddings = tie_word_embeddings
-        super().__init__(**kwargs)
+from gradatim.models.lstm_config import LSTMConfig
 
 
 class LSTMForCausalLM(PreTrainedModel, GenerationMixin):
@@ -102,9 +72,12 @@ class LSTMForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
-        """[batch, time] ids -> logits [batch, time, V]; `labels` as the ids, shifted here, -100 not scored.
+        """[batch, time] ids -> logits [batch, time, V]; `labels` as the ids, shifted here, -100 not scored,
+        and their mean loss, or the sum over `num_items_in_batch` (which `Trainer` counts over its accumulated
+        batches).
 
         Padding (`attention_mask` 0, on either side) is skipped: it changes no state. Raises ValueError for
         labels of another shape, or together with `logits_to_keep`.
@@ -126,7 +99,8 @@ class LSTMForCausalLM(PreTrainedModel, GenerationMixin):
                     f"be 0; got {tuple(labels.shape)} and {logits_to_keep}"
                 )
             kept, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-            loss = F.cross_entropy(kept, targets, ignore_index=-100)
+            total = F.cross_entropy(kept, targets, ignore_index=-100, reduction="sum")
+            loss = total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
         out = CausalLMOutput(loss=loss, logits=logits)
         return out.to_tuple() if return_dict is False else out
 
