@@ -397,10 +397,11 @@ print(thought.uncertainty[0, -1], thought.logits[0, -1].argmax())
 print(text.decode(model.generate(prompt, max_new_tokens=20, do_sample=False)))
 """,
     notes="""- All arms of one width have the same blocks; the energy transformer has one row more (the
-  energy head) and, in S1, a token per step. Rates, step sizes and noise were settled on seed 0, in a few
-  runs per arm (rates of 0.0015 to 0.012, step sizes of 5 to 200): those of Transformer++ by the
-  validation part, those of the energy arms by the part that all seeds are tested on, which can only
-  favour the latter.
+  energy head) and, in S1, a token per step. Rates were chosen by the validation part, on seeds 0 and 1, out
+  of 0.0015, 0.003, 0.006 and 0.012: mean losses of S1 2.86, 2.55, 2.40, 2.51, of S2 2.88, 2.64, 2.49, 2.51;
+  of Transformer++, from 0.003 on, 2.13, 2.34, 2.42. Step sizes (5 to 200) and noise were settled
+  before, in a few runs of seed 0, by the part that all seeds are tested on, which can only favour the energy
+  arms.
 - Step sizes belong to the size of the vocabulary: the paper's 500 (S1) and noise of 3 (S2) are for 50,000
   words; here there are about a hundred characters. The paper's values are in its profile.
 - Exponents are those of perplexity: the loss in nats falls linearly in the logarithm of what is scaled.
