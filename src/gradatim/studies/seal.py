@@ -240,7 +240,8 @@ index = TokenIndex.from_texts(texts, tokenizer, vocab_size=257)
 
 # Any model with `generate`; this one knows nothing, and still writes only what stands in the texts.
 torch.manual_seed(0)
-model = GPT2LMHeadModel(GPT2Config(vocab_size=257, n_embd=32, n_layer=1, n_head=2)).eval()
+config = GPT2Config(vocab_size=257, n_embd=32, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None)
+model = GPT2LMHeadModel(config).eval()
 prompt = torch.tensor([tokenizer("where is a point?")])
 out = model.generate(
     prompt,
