@@ -93,6 +93,26 @@ def test_the_best_iteration_is_kept_and_patience_ends_training(encoder, monkeypa
     assert torch.equal(model.output.weight, states[1])
 
 
+@pytest.mark.parametrize(("unit", "expected"), [("iteration", [0, 3, 6, 9]), ("step", [0, 1, 2, 3])])
+def test_positions_count_samples_and_steps(encoder, monkeypatch, unit, expected):
+    seen = []
+    progress = LinearCurriculum.progress
+
+    def watched(self, position):
+        seen.append(position)
+        return progress(self, position)
+
+    monkeypatch.setattr(LinearCurriculum, "progress", watched)
+    model = ConvKNRM.from_sentence_transformer(encoder, **SMALL)
+    options = {"iterations": 2, "steps_per_iteration": 2, "batch_size": 3}
+    train_reranker(model, *collection(), curriculum=LinearCurriculum(9, unit), **options)
+    assert seen == expected
+    seen.clear()
+    # One positive a query and 24 queries: a pass is 8 steps of 3.
+    train_reranker(model, *collection(), curriculum=LinearCurriculum(9, "epoch"), **options)
+    assert seen == pytest.approx([0, 1 / 8, 2 / 8, 3 / 8])
+
+
 def test_queries_under_validation_are_not_trained_on(encoder, monkeypatch):
     queries, corpus, run, qrels = collection()
     held_out = {q: qrels[q] for q in list(qrels)[:6]}

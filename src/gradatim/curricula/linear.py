@@ -90,8 +90,6 @@ class LinearCurriculum:
         if easy.dtype in (torch.float16, torch.bfloat16) or not easy.is_floating_point():
             easy = easy.float()
         progress = self.progress(position)
-        if progress >= 1.0:
-            return torch.ones_like(easy)
         if self.anti:
             easy = 1.0 - easy
         weight = (easy + self.smooth) * (1.0 - progress) + progress

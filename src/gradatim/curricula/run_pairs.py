@@ -107,6 +107,14 @@ class RunPairs(TorchDataset[Pair]):
         places = self.draw(np.array([index % len(self)]), np.array([self.epoch]))
         return self.pair(*(column[0] for column in places))
 
+    def stream(self, count: int) -> list[Pair]:
+        """The first `count` pairs of epoch 0, then 1 and so on."""
+        if count < 1:
+            raise ValueError(f"count={count}: ask for at least 1 pair")
+        at = np.arange(count)
+        places = self.draw(at % len(self), at // len(self))
+        return [self.pair(*row) for row in zip(*places, strict=True)]
+
     def draw(
         self, index: Int[np.ndarray, " pairs"], epoch: Int[np.ndarray, " pairs"]
     ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Int[np.ndarray, "pairs negatives"]]:
@@ -141,11 +149,7 @@ def sample_pairs(
 ) -> list[Pair]:
     """`count` pairs over as many shuffled passes as it takes; one pass by default. See `RunPairs`."""
     source = RunPairs(run, qrels, seed, by, negatives, least_grade)
-    number = len(source) if count is None else count
-    if number < 1:
-        raise ValueError(f"count={count}: ask for at least 1 pair")
-    at = np.arange(number)
-    return [source.pair(*row) for row in zip(*source.draw(at % len(source), at // len(source)), strict=True)]
+    return source.stream(len(source) if count is None else count)
 
 
 def pairs_to_dataset(pairs: Sequence[Pair], queries: Mapping[str, str], corpus: Mapping[str, str]) -> Dataset:

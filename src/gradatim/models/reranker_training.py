@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradatim.curricula.difficulty import Heuristic, pairwise_difficulty
 from gradatim.curricula.linear import LinearCurriculum
-from gradatim.curricula.run_pairs import Pair, heuristic_table, ranked_documents, sample_pairs
+from gradatim.curricula.run_pairs import Pair, RunPairs, heuristic_table, ranked_documents
 from gradatim.losses.pairwise_curriculum import PairwiseCurriculumLoss
 from gradatim.losses.pointwise_curriculum import PointwiseCurriculumLoss
 from gradatim.tasks.retrieval import Qrels, Run, evaluate_run, ranked
@@ -93,7 +93,8 @@ def train_reranker(
     held_out = validation_qrels or {}
     judged = {query: grades for query, grades in qrels.items() if query not in held_out}
     count = iterations * steps_per_iteration * batch_size
-    pairs = sample_pairs(run, judged, seed, by, count, negatives, least_grade)
+    source = RunPairs(run, judged, seed, by, negatives, least_grade)
+    pairs = source.stream(count)
     heights = {} if curriculum is None else heuristic_table(run, sorted({p.query for p in pairs}), heuristic)
     options: dict[str, Any] = {"curriculum": curriculum, "weighting": weighting} | (
         {"loss": loss} if loss else {}
@@ -115,7 +116,7 @@ def train_reranker(
                 objective.step = iteration * steps_per_iteration + i
                 if curriculum is not None:
                     seen = objective.step * batch_size
-                    epochs = seen / len(judged)
+                    epochs = seen / len(source)
                     objective.position = curriculum.position(seen, objective.step, epochs)
                 batch = pairs[objective.step * batch_size :][:batch_size]
                 texts, labels = examples(batch, queries, corpus, judged, heights)
