@@ -2,8 +2,8 @@
 
     python benchmarks/bench_search.py [--json FILE] [--index INDEX]
 
-The corpus is the docstring pages of the installed packages (`gradatim data export docstring-pages`); `--packages`
-takes fewer of them. `--index` takes an index of them that is there already.
+The corpus is the docstring pages of the installed packages (`gradatim data export docstring-pages`);
+`--packages` takes fewer of them. `--index` takes an index of them that is there already.
 """
 
 from __future__ import annotations

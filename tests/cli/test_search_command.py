@@ -133,6 +133,19 @@ def test_a_search_by_words_loads_no_framework(indexed, tmp_path):
     assert done.stdout.strip().endswith("[]")
 
 
+def test_an_update_keeps_what_is_not_said(run, indexed, tmp_path):
+    code, out, _ = run("index", "docs", "--out", "ix", "--methods", "bm25", "--shards", "2", "--json")
+    assert (code, json.loads(out)["changed"]) == (0, True)
+    assert json.loads((tmp_path / "ix/manifest.json").read_text())["shards"] == 2
+    put(tmp_path / "docs/new.txt", "more words", age=50)
+    assert run("index", "docs", "--out", "ix", "--quiet")[0] == 0
+    manifest = json.loads((tmp_path / "ix/manifest.json").read_text())
+    assert (manifest["shards"], manifest["settings"]["methods"]) == (2, ["bm25"])
+    manifest["settings"]["methods"] = 7
+    (tmp_path / "ix/manifest.json").write_text(json.dumps(manifest))
+    refused(run("index", "docs", "--out", "ix"), "setting 'methods' is damaged")
+
+
 def test_sizes():
     from gradatim.cli.errors import UsageError
     from gradatim.cli.index import _bytes

@@ -23,20 +23,28 @@ def index(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of documents; it is only read.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the index: made, or brought up to date.")],
     methods: Annotated[
-        str, typer.Option("--methods", help="Comma list of bm25, dense, binary, seal; or all.")
-    ] = "bm25",
+        str | None,
+        typer.Option(
+            "--methods",
+            help="Comma list of bm25, dense, binary, seal; or all (default: as before, else bm25).",
+        ),
+    ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="dense: minilm, or folder or Hugging Face name of an encoder.")
-    ] = "minilm",
-    bits: Annotated[int, typer.Option("--bits", help="binary: bits of a code.")] = 256,
+        str | None,
+        typer.Option("--model", help="dense: minilm (default), or an encoder's folder or Hugging Face name."),
+    ] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="binary: bits of a code (default: 256).")] = None,
     seal_model: Annotated[
         str | None,
         typer.Option("--seal-model", help="seal: folder of a language model (default: train a small one)."),
     ] = None,
     reranker: Annotated[
-        bool, typer.Option("--reranker", help="Train a re-ranker on the folder, for search --rerank own.")
-    ] = False,
-    shards: Annotated[int, typer.Option("--shards", min=1, help="Pieces of the index.")] = 1,
+        bool | None,
+        typer.Option("--reranker/--no-reranker", help="Train a re-ranker, for search --rerank own."),
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Pieces of the index (default: as before, else 1).")
+    ] = None,
     engine: o.EngineName = "local",
     ray_address: o.RayAddress = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that read files.")] = 1,
@@ -60,13 +68,16 @@ def index(
     """Index a folder: text, Markdown, HTML, PDF, source code, JSON Lines.
 
     Run it again to bring the index up to date: only files that changed are read. Stop it whenever you like,
-    the same command goes on from there; the old index answers until the new one is complete.
+    the same command goes on from there; the old index answers until the new one is complete. What is not said
+    about methods, models and shards stays as the index has it.
     """
     from gradatim.cli._progress import told
-    from gradatim.inference.search import IndexSettings, build_index
+    from gradatim.inference.search import build_index
+    from gradatim.inference.search.settings import settings_like
 
-    settings = IndexSettings(
-        methods=_methods(methods),
+    settings = settings_like(
+        None if fresh else out,
+        methods=_methods(methods) if methods is not None else None,
         encoder=model,
         bits=bits,
         seal_model=seal_model,

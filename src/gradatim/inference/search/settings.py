@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gradatim.inference.search.codes import BITS
 from gradatim.inference.search.errors import SearchError
-from gradatim.inference.search.files import MOST_SHARDS
+from gradatim.inference.search.files import MANIFEST, MOST_SHARDS, read_manifest
 
 METHODS = ("bm25", "dense", "binary", "seal")
 
@@ -74,6 +75,22 @@ class IndexSettings:
             "follow_links": self.follow_links,
             "most_bytes": self.most_bytes,
         }
+
+
+def settings_like(index: Path | None, **said: Any) -> IndexSettings:
+    """Settings as they are said; what is None is as `index` has it, if there is one, else the default."""
+    before: dict[str, Any] = {}
+    if index is not None and (index / MANIFEST).exists():
+        manifest = read_manifest(index)
+        kinds = {"methods": list, "encoder": str, "bits": int, "seal_model": str, "reranker": bool}
+        before = {name: setting(manifest.settings, name, kind) for name, kind in kinds.items()}
+        before["methods"] = tuple(str(name) for name in before["methods"])
+        before["seal_model"] = before["seal_model"] or None
+        before["shards"] = manifest.shards
+    chosen: dict[str, Any] = {name: before.get(name) if value is None else value for name, value in said.items()}
+    # Of a device, None says "whatever there is".
+    kept: dict[str, Any] = {k: v for k, v in chosen.items() if v is not None or k == "device"}
+    return IndexSettings(**kept)
 
 
 def setting(kept: Mapping[str, Any], name: str, kind: type) -> Any:
