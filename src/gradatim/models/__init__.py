@@ -17,7 +17,7 @@ from gradatim.models.auto_registration import register_auto_classes, register_wh
 from gradatim.models.boosted_head import BoostedHead
 from gradatim.models.boosted_network import BoostedMLPClassifier, BoostedMLPRegressor
 from gradatim.models.boosted_objectives import BoostingObjective, CrossEntropy, LogExponential, SquaredError
-from gradatim.models.causal_embedder import causal_embedder
+from gradatim.models.causal_embedder import causal_embedder, merge_adapters
 from gradatim.models.causal_lm import (
     CausalLMUnavailableError,
     causal_lm_digest,
@@ -175,6 +175,7 @@ __all__ = [
     "load_embedder",
     "load_text_encoder",
     "maml",
+    "merge_adapters",
     "register_auto_classes",
     "rerank_run",
     "ridge_program",

@@ -205,7 +205,11 @@ def _pass(
     from gradatim.models.compiled import sigmoid_table
     from gradatim.models.paragraph_kernels import paragraph_pass
 
-    keep, noise, table = vocabulary.keep_thresholds(sample), vocabulary.noise(ns_exponent), sigmoid_table()
+    keep, noise, table = (
+        vocabulary.keep_thresholds(float(sample)),
+        vocabulary.noise(ns_exponent),
+        sigmoid_table(),
+    )
     w = weights
 
     def run(first: int, last: int, epoch: int, learn: bool, seeds: Any) -> Any:

@@ -33,7 +33,6 @@ from gradatim.models.paragraph_training import (
 )
 from gradatim.models.text_vector_files import checked_array, load_text_vectors, save_text_vectors
 from gradatim.models.vocabulary import (
-    Document,
     EncodedCorpus,
     Tokenizer,
     Vocabulary,
@@ -191,7 +190,7 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Iterable[Document], y: Any = None) -> ParagraphVector:
+    def fit(self, X: Iterable[Any], y: Any = None) -> ParagraphVector:
         """Builds the vocabulary and trains on documents: strings or lists of tokens."""
         documents = tokenized(X, self.tokenizer)
         plan = self._plan()
@@ -203,7 +202,7 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: Iterable[Document], y: Any = None) -> ParagraphVector:
+    def partial_fit(self, X: Iterable[Any], y: Any = None) -> ParagraphVector:
         """Trains on further documents, which become further rows of `embedding_`.
 
         The first call is `fit`; later ones keep its vocabulary and go on with what documents share, from the
@@ -217,7 +216,7 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.embedding_ = np.concatenate([self.embedding_, more])
         return self
 
-    def transform(self, X: Iterable[Document]) -> Float[np.ndarray, "docs dim"]:
+    def transform(self, X: Iterable[Any]) -> Float[np.ndarray, "docs dim"]:
         """Inferred document vectors d [N, d]; the same documents always give the same vectors."""
         check_is_fitted(self)
         corpus = self._encoded(tokenized(X, self.tokenizer), "transform")
@@ -226,7 +225,7 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             corpus, self.vocabulary_, plan, self.weights_, self.sample, self.ns_exponent, threads(self.n_jobs)
         )
 
-    def encode(self, X: Iterable[Document]) -> UInt8[np.ndarray, "docs bytes"]:
+    def encode(self, X: Iterable[Any]) -> UInt8[np.ndarray, "docs bytes"]:
         """Packed codes of documents: bit i of a code is bit 7 - i % 8 of byte i // 8, padding bits are 0."""
         check_is_fitted(self)
         self._need_binary()

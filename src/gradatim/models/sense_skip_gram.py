@@ -29,7 +29,6 @@ from gradatim.models.sense_training import (
 from gradatim.models.skip_gram import check_lr, document_means
 from gradatim.models.text_vector_files import checked_array, load_text_vectors, save_text_vectors
 from gradatim.models.vocabulary import (
-    Document,
     EncodedCorpus,
     Tokenizer,
     Vocabulary,
@@ -172,7 +171,7 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Iterable[Document], y: Any = None) -> SenseSkipGram:
+    def fit(self, X: Iterable[Any], y: Any = None) -> SenseSkipGram:
         """Builds the vocabulary and trains both stages on documents: strings or lists of tokens."""
         documents = tokenized(X, self.tokenizer)
         vocabulary = build_vocabulary(documents, self.min_count, self.max_vocab)
@@ -235,14 +234,14 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         names, vectors, rows = self._in_use()
         return nearest(vectors, names, self.vectors_[row, sense], k, np.flatnonzero(rows == row).tolist())
 
-    def transform(self, X: Iterable[Document]) -> Float[np.ndarray, "docs dim"]:
+    def transform(self, X: Iterable[Any]) -> Float[np.ndarray, "docs dim"]:
         """Mean over a document's words of sum_s p_s E[word, s], p from the words around."""
         check_is_fitted(self)
         corpus, plan = self.vocabulary_.encode(tokenized(X, self.tokenizer)), self._plan()
         found = np.zeros((len(corpus.ids), self.n_components), np.float32)
         for begin, end in zip(corpus.offsets[:-1], corpus.offsets[1:], strict=True):
             ids = corpus.ids[begin:end]
-            for i, row in enumerate(ids):
+            for i, row in enumerate(ids.tolist()):
                 around = np.r_[ids[max(0, i - self.window) : i], ids[i + 1 : i + 1 + self.window]]
                 p = self.priors_[row]
                 if len(around):

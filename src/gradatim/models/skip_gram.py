@@ -22,7 +22,6 @@ from sklearn.utils.validation import check_is_fitted
 from gradatim.models.paragraph_training import on_threads, padded, threads
 from gradatim.models.text_vector_files import checked_array, load_text_vectors, save_text_vectors
 from gradatim.models.vocabulary import (
-    Document,
     EncodedCorpus,
     Tokenizer,
     Vocabulary,
@@ -117,7 +116,7 @@ class SkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Iterable[Document], y: Any = None) -> SkipGram:
+    def fit(self, X: Iterable[Any], y: Any = None) -> SkipGram:
         """Builds the vocabulary and trains on documents: strings or lists of tokens."""
         documents = tokenized(X, self.tokenizer)
         vocabulary = build_vocabulary(documents, self.min_count, self.max_vocab)
@@ -145,7 +144,7 @@ class SkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.output_vectors_ = U[:, : self.n_components].copy()
         return self
 
-    def transform(self, X: Iterable[Document]) -> Float[np.ndarray, "docs dim"]:
+    def transform(self, X: Iterable[Any]) -> Float[np.ndarray, "docs dim"]:
         """The mean vector of each document's known words; zeros, and a warning, where there is none."""
         check_is_fitted(self)
         corpus = self.vocabulary_.encode(tokenized(X, self.tokenizer))
@@ -201,7 +200,7 @@ class SkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         from gradatim.models.compiled import sigmoid_table
         from gradatim.models.skip_gram_kernels import skip_gram_pass
 
-        keep, noise = vocabulary.keep_thresholds(self.sample), vocabulary.noise(self.ns_exponent)
+        keep, noise = vocabulary.keep_thresholds(float(self.sample)), vocabulary.noise(self.ns_exponent)
         table, shards = sigmoid_table(), corpus.shards(threads(self.n_jobs))
         seeds = rng.randint(0, 2**62, size=len(shards), dtype=np.int64)
         for epoch in range(self.epochs):

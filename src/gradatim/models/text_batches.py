@@ -55,7 +55,7 @@ class TextBatches:
         self.ids = torch.from_numpy(corpus.ids.astype(np.int64)).to(self.device)
         sizes = np.diff(corpus.offsets)
         self.docs = torch.from_numpy(np.repeat(np.arange(len(corpus)), sizes)).to(self.device)
-        keep = vocabulary.keep_thresholds(sample).astype(np.float64) / (2**32 - 1)
+        keep = vocabulary.keep_thresholds(float(sample)).astype(np.float64) / (2**32 - 1)
         self.keep = torch.from_numpy(keep).float().to(self.device)
         self.share = torch.from_numpy(vocabulary.noise_weights(ns_exponent)).float().to(self.device)
         self.window, self.full_windows, self.negative = window, full_windows, negative

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-Document = str | Sequence[str]
 Tokenizer = Callable[[str], Sequence[str]]
 
 _WORD = re.compile(r"\w+")
@@ -135,7 +135,7 @@ def with_ngrams(tokens: Sequence[str], ngram: int) -> Sequence[str]:
     return [*tokens, *runs]
 
 
-def tokenized(documents: Iterable[Document], tokenizer: Tokenizer | None = None) -> list[list[str]]:
+def tokenized(documents: Iterable[Any], tokenizer: Tokenizer | None = None) -> list[list[str]]:
     """Documents as lists of tokens: strings go through the tokenizer, token lists stay as they are.
 
     Raises TypeError for a single string (meant as one document?), for a document that is neither, and for a

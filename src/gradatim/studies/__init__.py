@@ -18,6 +18,7 @@ MODULES: dict[str, tuple[int, str]] = {
     "multi-positive": (10, "multi_positive"),
     "icl-gradient-descent": (11, "icl_gradient_descent"),
     "seal": (13, "seal"),
+    "text-vectors": (16, "text_vectors"),
     "icl-vs-gd": (17, "icl_vs_gd"),
     "schedule-refinement": (20, "schedule_refinement"),
     "icl-newton": (21, "icl_newton"),

@@ -174,7 +174,7 @@ _SCALE: dict[str, Any] = {
     # One budget for real and binary vectors: the recipe that served each best on development seeds.
     "paragraphs": {"min_count": 5, "sample": 1e-4, "epochs": 40},
     "real": {"lr": 0.01},
-    "binary": {"lr": 0.01, "doc_lr": 1.0},
+    "binary": {"lr": 0.0025, "doc_lr": 1.0, "min_lr": 1e-5},
     "real_binary": {"lr": 0.02, "doc_lr": 0.1, "dropout": 0.1},
     "dropouts": {"32": 0.1, "64": 0.2, "128": 0.3},
     "autoencoder": {"words": 1000, "hidden": 256, "lr": 2e-3, "epochs": 40, "noise": 1.0},
