@@ -15,7 +15,6 @@ from gradatim.models.self_reference import (
     Written,
     from_outputs,
     left_vectors,
-    output_layer,
     self_written,
     unit,
     written,
@@ -52,19 +51,18 @@ def linear_block(
     lanes: tuple[Lane, ...],
     x: Tensor,
     queries: Tensor | None,
-    initial: Tensor,
-    bias: Tensor,
+    layer: tuple[Tensor, Tensor],
+    own_queries: Tensor,
     rule: SelfRule,
     mask: Tensor | None,
     after: bool,
 ) -> tuple[Tensor, tuple[Lane, ...]]:
     """One block: Phi_(t-1) q_t [batch, heads, C, d] and the lanes after it.
 
-    x and queries [batch, heads, C, d]; without queries they come from M_q. `initial` [heads, 2d + 2, d]
-    stacks M_k, M_v, M_eta, M_alpha and, below them, M_q if there is one; bias [heads, 2].
+    x and queries [batch, heads, C, d]; without queries they come from M_q, `own_queries` [heads, d, d].
+    `layer` is what `output_layer` makes of these tokens.
     """
-    writer = lanes[0]
-    weights, offset = output_layer(x, initial[:, : 2 * x.shape[-1] + 2], bias, rule)
+    writer, (weights, offset) = lanes[0], layer
     if writer.anchor is None:
         z = self_written(writer.matrix, x, weights, offset, rule, mask)
     else:
@@ -81,7 +79,7 @@ def linear_block(
                 addressed = read(lane.matrix, kernel, z.keys, writes, x)
             else:
                 addressed = x @ lane.anchor.transpose(-2, -1)
-            queries = _own_queries(addressed, initial)
+            queries = _queries(addressed, own_queries)
     assert queries is not None
     # `writes` and `lane` are those of the last lane: the memory that is read.
     return read(lane.matrix, kernel, z.keys, writes, queries, after), tuple(moved)
@@ -91,16 +89,16 @@ def linear_step(
     lanes: tuple[Lane, ...],
     x: Tensor,
     queries: Tensor | None,
-    initial: Tensor,
-    bias: Tensor,
+    layer: tuple[Tensor, Tensor],
+    own_queries: Tensor,
     rule: SelfRule,
     mask: Tensor | None,
     after: bool,
 ) -> tuple[Tensor, tuple[Lane, ...]]:
     """The same for one token, without the algebra of blocks."""
     addressed = x @ lanes[0].start.transpose(-2, -1)
-    z = written(addressed, *output_layer(x, initial[:, : 2 * x.shape[-1] + 2], bias, rule), rule, mask)
-    queries = _own_queries(addressed, initial) if queries is None else queries
+    z = written(addressed, *layer, rule, mask)
+    queries = _queries(addressed, own_queries) if queries is None else queries
     decay, eta, key = z.log_decay[..., 0].exp(), z.eta[..., 0], z.keys[..., 0, :]
     moved = []
     for lane in lanes:
@@ -118,9 +116,9 @@ def linear_step(
     return queries @ seen.transpose(-2, -1), tuple(moved)
 
 
-def _own_queries(addressed: Tensor, initial: Tensor) -> Tensor:
+def _queries(addressed: Tensor, own: Tensor) -> Tensor:
     """q = unit(M_q x) from u = Phi x."""
-    return unit(torch.einsum("bhtd,hmd->bhtm", addressed, initial[:, 2 * addressed.shape[-1] + 2 :]))
+    return unit(torch.einsum("bhtd,hmd->bhtm", addressed, own))
 
 
 def _vectors(lane: Lane, z: Written, rule: SelfRule) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ from gradatim.models import self_modifying_mlp as mlp
 from gradatim.models.decoder import vectorised
 from gradatim.models.fast_linear import Linear
 from gradatim.models.memory_state import Lane, MemoryState, blocks
-from gradatim.models.self_reference import SelfRule, unit
+from gradatim.models.self_reference import SelfRule, output_layer, unit
 
 
 class SelfModifyingMemory(nn.Module):
@@ -211,7 +211,9 @@ class SelfModifyingMemory(nn.Module):
         bias = self.rate_bias.to(x.dtype)
         if self.memory == "linear":
             d = self.head_dim
-            writers, reader = initial["matrices"].split([initial["matrices"].shape[1] - d, d], dim=1)
+            own = initial["matrices"].shape[1] - 3 * d - 2
+            writers, own_queries, reader = initial["matrices"].split([2 * d + 2, own, d], dim=1)
+            weights, offset = output_layer(x, writers, bias, self.rule)
             base, chunks = linear.block_size(self.chunk_size), linear.lane_chunks(self.chunk_size)
         else:
             base, chunks = gcd(*self.chunk_size), mlp.lane_chunks(self.chunk_size, self.rule)
@@ -232,7 +234,8 @@ class SelfModifyingMemory(nn.Module):
             rows = (x[:, :, start:end], None if queries is None else queries[:, :, start:end])
             if self.memory == "linear":
                 one = linear.linear_step if end - start == 1 else linear.linear_block
-                o, lanes = one(lanes, *rows, writers, bias, self.rule, part, self.after)
+                layer = (weights, offset[:, :, start:end])
+                o, lanes = one(lanes, *rows, layer, own_queries, self.rule, part, self.after)
             else:
                 o, lanes = mlp.mlp_block(
                     lanes, *rows, initial, bias, self.rule, self.chunk_size, part, self.after

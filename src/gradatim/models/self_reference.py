@@ -60,6 +60,11 @@ class SelfRule:
         """Whether a memory of k, v, eta or alpha stays at its initial state."""
         return not (self.inner_keys and self.inner_values and self.inner_rates)
 
+    @property
+    def given(self) -> bool:
+        """Whether all of them do: what tokens write is then known beforehand."""
+        return not (self.inner_keys or self.inner_values or self.inner_rates)
+
 
 def unit(x: Tensor) -> Tensor:
     """x / |x|, with a norm no smaller than 1e-6."""
@@ -88,6 +93,8 @@ def written(
 
     Where `mask` [batch, 1, C] is False, eta and log a are 0: the token leaves the memory as it is.
     """
+    if rule.given:
+        return from_outputs(offset, rule, mask)
     return from_outputs(torch.einsum("bhtd,hmd->bhtm", addressed, weights) + offset, rule, mask)
 
 
@@ -130,7 +137,7 @@ def self_written(
     `sweeps` computes all tokens at once, again and again; otherwise one after the other, without a graph.
     Default: sweeps with momentum and away from the CPU.
     """
-    if x.shape[-2] == 1:
+    if x.shape[-2] == 1 or rule.given:
         return written(x @ state.value.transpose(-2, -1), weights, offset, rule, mask)
     velocity = state.velocity if state.velocity is not None else torch.zeros_like(state.value)
     if sweeps is None:
