@@ -64,7 +64,7 @@ def draw_ways(figure: Figure, results: Results) -> None:
     axis.set_xlim(0, 1)
     axis.set_xlabel("share of test queries")
     if rows:
-        axis.legend(fontsize="small", loc="lower right")
+        axis.legend(fontsize="small", loc="center right")  # where the weak rankings leave room
 
 
 def ways_table(results: Results) -> Table:
@@ -91,7 +91,8 @@ def draw_keys(figure: Figure, results: Results) -> None:
             y = _line(x, weight)
             axis.plot(x[y < -0.01], y[y < -0.01], "--", color="0.5", linewidth=0.8)
             if (y < -0.01).any():
-                axis.annotate(f"w = {weight:g}", (x[y < -0.01][-1], y[y < -0.01][-1]), fontsize="small")
+                end = (x[y < -0.01][-1], y[y < -0.01][-1])
+                axis.annotate(f"w = {weight:g}", end, fontsize="small", ha="right", va="bottom")
         axis.legend(fontsize="small")
     axis.set_xlabel("log P(n), smoothed frequency in the corpus")
     axis.set_ylabel("log P(n | q) of the generator")
