@@ -27,7 +27,8 @@ MARGINS = [
     AbsoluteMargin(0.1),
     RelativeMargin(0.8),
     AdaptiveMargin(0.7),
-    AdaptiveMargin(2.0, 0.05, 0.2),
+    AdaptiveMargin(2.0, 0.0, 0.06),
+    AdaptiveMargin(0.1, 0.15, 0.2),
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradatim.models import causal_embedder, encode_with_prefix, load_embedder
+from gradatim.models import causal_embedder, encode_with_prefix, load_embedder, merge_adapters
 from gradatim.models.instruction_pooling import InstructionPooling
 from gradatim.tasks import InContextCollator, InContextPrompt
 from tiny_causal_lm import tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -203,7 +203,8 @@ def test_bad_sources(tmp_path):
         causal_embedder(str(tmp_path / "bare"))
 
 
-def test_low_rank_adapters(folder):
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:`is_gradient_checkpointing`")
+def test_low_rank_adapters(folder, tmp_path):
     try:
         import peft  # noqa: F401
     except ImportError:
@@ -214,6 +215,20 @@ def test_low_rank_adapters(folder):
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained
     assert all("lora" in name for name in trained)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(0))
+    adapted = model.encode(TEXTS)
+    assert np.abs(adapted - causal_embedder(str(folder)).encode(TEXTS)).max() > 1e-2
+    np.testing.assert_allclose(
+        encode_with_prefix(model, TEXTS, PROMPT), model.encode(TEXTS, prompt=PROMPT), atol=1e-5
+    )
+    merged = merge_adapters(model)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    np.testing.assert_allclose(merged.encode(TEXTS), adapted, atol=1e-5)
+    merged.save(str(tmp_path / "merged"))
+    np.testing.assert_allclose(load_embedder(tmp_path / "merged").encode(TEXTS), adapted, atol=1e-5)
     with pytest.raises(ValueError, match="lora_rank=0"):
         causal_embedder(str(folder), lora_rank=0)
 

@@ -44,7 +44,8 @@ def causal_embedder(
         prompts: texts put before the input by name, such as `InContextPrompt.as_st_prompts()`.
         normalize: vectors of length 1.
         lora_rank: trains low-rank adapters of this rank on every linear map and freezes the rest (needs
-            peft); None leaves every weight trainable. `lora_alpha` is twice the rank unless given.
+            peft); None leaves every weight trainable. `lora_alpha` is twice the rank unless given. Call
+            `merge_adapters` before saving.
 
     Padding goes to the right: causal attention then never reaches it, and positions start at 0 in every row.
     Raises CausalLMUnavailableError with one line that says what to do, ImportError without peft.
@@ -120,11 +121,22 @@ def _add_lora(model: Any, rank: int, alpha: int) -> None:
     if rank < 1:
         raise ValueError(f"lora_rank={rank} must be at least 1")
     try:
-        from peft import LoraConfig, TaskType
+        from peft import LoraConfig, TaskType, get_peft_model
     except ImportError as error:
         raise ImportError("low-rank adapters need the package peft; run: pip install peft") from error
-    model.add_adapter(
-        LoraConfig(
-            task_type=TaskType.FEATURE_EXTRACTION, r=rank, lora_alpha=alpha, target_modules="all-linear"
-        )
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION, r=rank, lora_alpha=alpha, target_modules="all-linear"
     )
+    # Around the network itself: transformers' own way in refuses every peft older than its next release.
+    model[0].model = get_peft_model(model[0].model, config)
+
+
+def merge_adapters(model: SentenceTransformer) -> SentenceTransformer:
+    """Adds low-rank adapters into the weights, in place: the model then saves and loads like any other.
+
+    A model without adapters is left as it is.
+    """
+    transformer: Any = model[0]
+    if hasattr(transformer.model, "merge_and_unload"):
+        transformer.model = transformer.model.merge_and_unload()
+    return model
