@@ -6,6 +6,7 @@ Nothing is learnt from the queries: the passages alone train the codes, as in "B
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +44,13 @@ def fit(scale: Scale, seed: int) -> ParagraphVector:
         min_count=_least_count(scale),
         random_state=seed,
     )
-    return model.fit(list(load(scale).task.corpus.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a passage without a known word is never near
+        return model.fit(list(load(scale).task.corpus.values()))
 
 
 def rank(model: ParagraphVector, scale: Scale, queries: Sequence[str], k: int) -> Run:
     """The `k` best passages per query: the nearest codes, ordered by the cosine of the real vectors."""
-    import warnings
-
     from gradatim.inference.hamming import HammingIndex
 
     task = load(scale).task
