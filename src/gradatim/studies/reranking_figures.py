@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import stats
@@ -55,7 +55,7 @@ def _mean(results: Results, arm: str, metric: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _legend(axis: Axes, columns: int = 1, where: str = "best") -> None:
+def _legend(axis: Axes, columns: int = 1, where: Literal["best", "upper center"] = "best") -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize="small", ncols=columns, loc=where)
 
