@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradatim.models import EnergyTransformerConfig, EnergyTransformerForCausalLM, ReplayBuffer
 from gradatim.models.energy_start import KeyedNoise, seeded
+from gradatim.probes.compute import count_flops
 
 V = 12
 
@@ -159,3 +160,24 @@ def test_the_trainer_of_transformers_trains_it(tmp_path: Path) -> None:
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     assert found["eval_loss"] < losses[0]
+
+
+@pytest.mark.parametrize("recipe", ["system1", "system2"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_an_update_costs_what_counting_by_hand_says(recipe: str, steps: int) -> None:
+    sizes = {"num_steps": steps, "num_steps_range": None, "step_embedding": "none", "langevin_noise_std": 0.0}
+    model = make(recipe, hidden_size=8, intermediate_size=12, step_size_jitter=1.0, **sizes)
+    ids = batch(0)
+    (B, T), D, F, L = ids.shape, 8, 12, 2
+    rows = B * T
+    layer = rows * (4 * D * D + 3 * D * F)  # multiply-adds of a block's maps for every row
+    attention = 2 * B * T * T * D  # scores, and the weighted sum
+    vocabulary = rows * V * D
+    # The context once, forward and twice backward; its last block gives keys and values alone.
+    total = 3 * ((L - 1) * (layer + attention) + 2 * rows * D * D)
+    # Every step: in at the vocabulary, up and back down the blocks, out at the vocabulary.
+    total += steps * (2 * L * (layer + attention) + 2 * vocabulary)
+    # Steps in the graph: both passes are differentiated by inputs and by weights (p itself is a constant).
+    graphed = steps if recipe == "system1" else 1
+    total += graphed * (4 * L * (layer + attention) + 3 * vocabulary)
+    assert count_flops(lambda: model(ids, labels=ids).loss.backward()) == 2 * total

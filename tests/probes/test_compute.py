@@ -46,3 +46,8 @@ def test_what_it_switches_off_is_on_again():
         count_flops(lambda: 1 / 0)
     assert (torch.backends.mkldnn.is_available(), torch._C._get_mkldnn_enabled()) == before
     assert count_flops(lambda: torch.ones(3).exp()) == 0
+
+
+def test_products_in_place_count_as_others():
+    x, a, b = torch.zeros(3, 5), torch.ones(3, 4), torch.ones(4, 5)
+    assert count_flops(lambda: x.addmm_(a, b)) == count_flops(lambda: torch.addmm(x, a, b)) == 2 * 3 * 4 * 5

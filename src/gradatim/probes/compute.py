@@ -39,6 +39,12 @@ def _unfused() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(_enabled=before[0])
 
 
+def _not_in_place(packet: Any) -> Any:
+    """`addmm_` computes what `addmm` does, but has no formula of its own."""
+    name = packet.__name__
+    return getattr(torch.ops.aten, name[:-1], packet) if name.endswith("mm_") else packet
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +52,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet = func._overloadpacket
+        packet = _not_in_place(func._overloadpacket)
         if packet not in flop_registry:
             # Under inference mode an operation arrives whole; its parts are what is counted.
             with self:
