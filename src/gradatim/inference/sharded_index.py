@@ -252,23 +252,26 @@ class _Local:
             self.pool.shutdown()
 
 
+class _Shard:
+    """What a Ray actor keeps: an open file. Of the module's own, so that workers find it by name."""
+
+    def __init__(self, path: str, mmap: bool, verify: bool) -> None:
+        self.index = TokenIndex.load(path, mmap=mmap, verify=verify)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        # Arrays out of Ray's store are read-only; look-ups were compiled for others.
+        copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        return _ask(self.index, method, *copies)
+
+
 class _Remote:
     """A shard opened by a Ray actor, on whichever machine Ray puts it."""
 
     def __init__(self, path: str, mmap: bool, verify: bool) -> None:
         import ray
 
-        class Shard:
-            def __init__(self) -> None:
-                self.index = TokenIndex.load(path, mmap=mmap, verify=verify)
-
-            def ask(self, method: str, *arguments: Any) -> Any:
-                # Arrays out of Ray's store are read-only; the compiled look-ups were compiled for others.
-                copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
-                return _ask(self.index, method, *copies)
-
         self.ray: Any = ray
-        self.actor: Any = self.ray.remote(Shard).remote()
+        self.actor: Any = self.ray.remote(_Shard).remote(path, mmap, verify)
 
     def begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
         reference = self.actor.ask.remote(method, *arguments)
