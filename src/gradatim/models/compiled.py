@@ -92,7 +92,8 @@ def sigmoid(x, table):
     """sigma(x) from the table, by linear interpolation."""
     y = (x + np.float32(LOGIT_RANGE)) * np.float32(STEPS_PER_UNIT)
     y = min(max(y, np.float32(0.0)), np.float32(2 * LOGIT_RANGE * STEPS_PER_UNIT))
-    i = np.int32(y)
+    # Once training has diverged y is NaN, which no comparison bounds: the index has to be bounded itself.
+    i = min(max(np.int32(y), np.int32(0)), np.int32(2 * LOGIT_RANGE * STEPS_PER_UNIT))
     return table[i] + (y - np.float32(i)) * (table[i + 1] - table[i])
 
 

@@ -40,8 +40,8 @@ from gradatim.models.vocabulary import (
     tokenized,
 )
 
-BINARY_STEP, REAL_BINARY_STEP = 50.0, 4.0
-"""Document step over word step for codes: sigma' is at most 1/4 and a document is met rarely."""
+BINARY_STEP, REAL_BINARY_STEPS = 1.0, 4.0
+"""The document's step for codes, whatever `lr`: sigma' is at most 1/4. For Real-Binary, in units of `lr`."""
 
 
 class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -70,7 +70,7 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     sample : sub-sampling threshold of frequent words; 0 keeps all.
     min_count, max_vocab, ngram : the vocabulary; `ngram=2` predicts bigrams of the document too ("dbow").
     epochs, lr, min_lr : passes, and the step of the shared rows, which falls linearly to `min_lr`.
-    doc_lr : step of the document vectors (falls alike); "auto" is `lr`, 50 `lr` for codes, 4 `lr` for
+    doc_lr : step of the document vectors (falls alike); "auto" is `lr`, 1.0 for codes, 4 `lr` for
         Real-Binary.
     rounding : "straight_through", "none" (sigma itself) or "noise" (sigma of d plus Gaussian noise).
     noise : its standard deviation.
@@ -301,9 +301,9 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: the step falls from lr to min_lr")
-        auto = self.lr * (
-            (BINARY_STEP if self.real_dim is None else REAL_BINARY_STEP) if self.binary else 1.0
-        )
+        auto = self.lr
+        if self.binary:
+            auto = BINARY_STEP if self.real_dim is None else REAL_BINARY_STEPS * self.lr
         return ParagraphPlan(
             size=self.n_components,
             real_dim=self.real_dim,
@@ -318,7 +318,7 @@ class ParagraphVector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             combine=COMBINES[self.combine],
             word_dim=word_dim,
             lr=float(self.lr),
-            doc_lr=auto if self.doc_lr == "auto" else float(self.doc_lr),
+            doc_lr=float(auto) if self.doc_lr == "auto" else float(self.doc_lr),
             end_share=float(self.min_lr / self.lr),
             epochs=self.epochs if epochs is None else epochs,
         )
