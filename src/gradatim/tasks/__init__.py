@@ -19,9 +19,11 @@ from gradatim.tasks.concept_tasks import ConceptTasks
 from gradatim.tasks.concepts import Concept
 from gradatim.tasks.contexts import ContextStream, ContextTask, ICLBatch, context_generator
 from gradatim.tasks.docstrings import (
+    LabelledDocuments,
     TextCorpus,
     docstring_retrieval,
     docstring_texts,
+    docstring_topics,
     linked_split,
 )
 from gradatim.tasks.embedding_tasks import classification_rows, clustering_rows, similarity_rows
@@ -34,6 +36,7 @@ from gradatim.tasks.in_context_prompt import InContextPrompt
 from gradatim.tasks.intents import Intents, hashed_ngrams, read_intents
 from gradatim.tasks.linear_regression import LinearRegressionTask
 from gradatim.tasks.nonlinear_regression import ContextPool, NetworkTask, SineTask
+from gradatim.tasks.pseudo_words import PseudoWords, pseudo_words
 from gradatim.tasks.retrieval import (
     RetrievalScores,
     RetrievalTask,
@@ -81,6 +84,7 @@ __all__ = [
     "InContextCollator",
     "InContextPrompt",
     "Intents",
+    "LabelledDocuments",
     "LabelledStrings",
     "LinearRegressionTask",
     "NetworkTask",
@@ -89,6 +93,7 @@ __all__ = [
     "PairCollator",
     "Prompt",
     "PromptTemplate",
+    "PseudoWords",
     "ResampleCallback",
     "RetrievalScores",
     "RetrievalTask",
@@ -110,6 +115,7 @@ __all__ = [
     "digit_images",
     "docstring_retrieval",
     "docstring_texts",
+    "docstring_topics",
     "draw_rows",
     "dyck_text",
     "evaluate_run",
@@ -121,6 +127,7 @@ __all__ = [
     "parse_concept",
     "planar_instance",
     "pooled_negatives",
+    "pseudo_words",
     "psnr",
     "python_source_text",
     "random_instance",
