@@ -37,7 +37,7 @@ def test_first_page(client):
     assert page.status_code == 200
     assert "7 files" in page.text
     assert '<html lang="en">' in page.text
-    for method in ("bm25", "binary", "hybrid"):
+    for method in ("bm25", "binary"):
         assert f'value="{method}"' in page.text
     assert 'value="dense"' not in page.text
 
@@ -68,7 +68,7 @@ def test_json(client):
     assert found["method"] == "bm25"
     info = client.get("/api/index").json()
     assert info["files"] == 7
-    assert info["methods"] == ["bm25", "binary", "hybrid"]
+    assert info["methods"] == ["bm25", "binary"]
     assert "folder" not in info
 
 

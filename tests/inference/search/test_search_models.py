@@ -76,7 +76,7 @@ def test_seal_answers_from_any_number_of_shards(tmp_path, monkeypatch):
     )
     build_index(folder, tmp_path / "many", IndexSettings(methods=("seal",), shards=3))
     one, many = FolderIndex(tmp_path / "one"), FolderIndex(tmp_path / "many")
-    assert one.methods == ("bm25", "seal", "hybrid")
+    assert one.methods == ("bm25", "seal")
     assert one.search("quick brown needle", 8, "seal").hits
     for question in ("quick brown needle", "matrix norm of axis", "🙂", "x" * 3000):
         a, b = (ix.search(question, 5, "seal").hits for ix in (one, many))

@@ -31,7 +31,7 @@ def ask(index):
     opened = FolderIndex(index)
     return [
         [(h.file, h.text, h.score) for h in opened.search(QUESTION, 5, method).hits]
-        for method in ("bm25", "binary", "hybrid")
+        for method in ("bm25", "binary")
     ]
 
 

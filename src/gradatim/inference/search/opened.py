@@ -34,7 +34,7 @@ class OpenIndex:
     def methods(self) -> tuple[str, ...]:
         """The methods this index can answer with."""
         held = [m for m in METHODS if m in self.manifest.settings.get("methods", ())]
-        return (*held, "hybrid") if len(held) > 1 else tuple(held)
+        return (*held, "hybrid") if "dense" in held else tuple(held)
 
     def ranked(self, question: str, k: int, method: str) -> list[Scored]:
         """The best `k` passages by one of `methods`."""
@@ -46,10 +46,8 @@ class OpenIndex:
             return merge(self._ask("by_code", self._code(question), k), k)
         if method == "seal":
             return self._seal(question, k)
-        # Codes of short questions are too coarse to help where there are vectors, and SEAL is slow.
-        parts: list[str] = [m for m in ("bm25", "dense") if m in self.methods]
-        parts = parts if len(parts) > 1 else [m for m in self.methods if m not in ("hybrid", "seal")]
-        return fuse([self.ranked(question, max(k, FUSED), part) for part in parts], k)
+        # Codes of a short question are too coarse to help: fused with bm25 they only lower it.
+        return fuse([self.ranked(question, max(k, FUSED), part) for part in ("bm25", "dense")], k)
 
     def shared_folder(self, name: str) -> Path:
         """A checked folder that all shards share. Raises SearchError where the index was made without it."""

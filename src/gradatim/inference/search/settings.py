@@ -87,10 +87,9 @@ def settings_like(index: Path | None, **said: Any) -> IndexSettings:
         before["methods"] = tuple(str(name) for name in before["methods"])
         before["seal_model"] = before["seal_model"] or None
         before["shards"] = manifest.shards
-    chosen: dict[str, Any] = {name: before.get(name) if value is None else value for name, value in said.items()}
+    chosen: dict[str, Any] = {k: before.get(k) if v is None else v for k, v in said.items()}
     # Of a device, None says "whatever there is".
-    kept: dict[str, Any] = {k: v for k, v in chosen.items() if v is not None or k == "device"}
-    return IndexSettings(**kept)
+    return IndexSettings(**{k: v for k, v in chosen.items() if v is not None or k == "device"})
 
 
 def setting(kept: Mapping[str, Any], name: str, kind: type) -> Any:
