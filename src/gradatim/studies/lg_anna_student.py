@@ -199,7 +199,7 @@ def train_student(b: Bench, recipe: Recipe, seed: int, scale: Scale) -> tuple[Te
             optimizer.zero_grad()
             torch.stack(list(parts.values())).sum().backward()
             optimizer.step()
-    if recipe.soft_weight:
+    if recipe.soft_weight and pool is not None:
         facts["agreement"] = loss.agreement
     return weight.detach(), facts
 
