@@ -97,7 +97,7 @@ def change(folder, rng):
     (folder / "b/file01.txt").unlink()
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_update_ends_where_a_fresh_index_does(tmp_path, shards, encoder):
     rng = random.Random(5)
     folder = make_folder(tmp_path / "docs")
@@ -371,6 +371,7 @@ def test_ray_builds_and_asks_the_same(tmp_path, encoder):
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_codes_are_learned_once_and_again_when_much_is_new(tmp_path):
     folder = make_folder(tmp_path / "docs", 20)
     settings = IndexSettings(methods=("binary",), bits=32)

@@ -91,6 +91,7 @@ def copied(source, home):
     return seal_building.load_generator(str(home))[1]
 
 
+@pytest.mark.slow
 def test_a_generator_is_kept_until_much_is_new(tmp_path):
     folder = make_folder(tmp_path / "docs", 8)
     settings = IndexSettings(methods=("seal",))
