@@ -59,7 +59,8 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         softmax(l): below 0 it keeps senses in use, above 0 it empties them.
     warm_epochs, epochs : of stages 1 and 2.
     lr, min_lr : step of vectors, falling linearly within each stage.
-    classifier_lr : step of the classifiers in stage 2; the shared one of stage 1 moves by `lr`.
+    classifier_lr : step of the classifiers in stage 2.
+    shared_lr : step of the shared classifier in stage 1; None is `lr`, and 0 leaves every choice to stage 2.
     prune : senses with a smaller prior are switched off after training; 0 keeps all.
     loss : "negative_sampling", or "sampled_softmax" as in the paper.
     negative, ns_exponent : noise words; `ns_exponent=None` draws them log-uniformly by frequency rank.
@@ -97,6 +98,7 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         "lr": [Interval(Real, 0, None, closed="neither")],
         "min_lr": [Interval(Real, 0, None, closed="left")],
         "classifier_lr": [Interval(Real, 0, None, closed="left")],
+        "shared_lr": [None, Interval(Real, 0, None, closed="left")],
         "prune": [Interval(Real, 0, 1, closed="left")],
         "loss": [StrOptions({"negative_sampling", "sampled_softmax"})],
         "negative": [Interval(Integral, 1, None, closed="left")],
@@ -128,6 +130,7 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         lr: float = 0.025,
         min_lr: float = 1e-4,
         classifier_lr: float = 0.025,
+        shared_lr: float | None = None,
         prune: float = 0.05,
         loss: str = "negative_sampling",
         negative: int = 5,
@@ -156,6 +159,7 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.lr = lr
         self.min_lr = min_lr
         self.classifier_lr = classifier_lr
+        self.shared_lr = shared_lr
         self.prune = prune
         self.loss = loss
         self.negative = negative
@@ -317,6 +321,7 @@ class SenseSkipGram(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             epochs=self.epochs,
             lr=float(self.lr),
             classifier_lr=float(self.classifier_lr),
+            shared_lr=float(self.lr if self.shared_lr is None else self.shared_lr),
             end_share=float(self.min_lr / self.lr),
             sampled_softmax=self.loss == "sampled_softmax",
             negative=self.negative,

@@ -105,7 +105,7 @@ def train_in_torch(
     if plan.assignment == HARD:
         raise ValueError('assignment="hard" is trained by the compiled kernels: device=None')
     expected = torch.from_numpy(log_expected(vocabulary, plan))
-    for stage, (epochs, assignment, entropy, heat, _) in enumerate(plan.stages()):
+    for stage, (epochs, assignment, entropy, heat, step) in enumerate(plan.stages()):
         if stage or not plan.warm_epochs:
             weights = weights.with_classifiers(len(vocabulary), plan.own_classifiers)
         batches = TextBatches(
@@ -115,7 +115,9 @@ def train_in_torch(
         )  # fmt: skip
         tensors = {n: torch.from_numpy(a.copy()) for n, a in weights.arrays().items() if n != "alive"}
         module = SenseModule(tensors, plan.sampled_softmax, expected).to(device)
-        optimizer = torch.optim.SparseAdam(list(module.parameters()), lr=plan.lr)
+        # A classifier step of 0 means that the stage leaves it alone; Adam knows no other steps than its own.
+        moved = [p for n, p in module.named_parameters() if step > 0 or not n.startswith("classifier")]
+        optimizer = torch.optim.SparseAdam(moved, lr=plan.lr)
         for batch in batches:
             set_lr(optimizer, plan.lr * (1.0 - (1.0 - plan.end_share) * batch.done))
             cooled = min(1.0, batch.done * epochs)

@@ -62,6 +62,7 @@ class SensePlan:
     epochs: int
     lr: float
     classifier_lr: float
+    shared_lr: float
     end_share: float
     sampled_softmax: bool
     negative: int
@@ -92,11 +93,11 @@ class SensePlan:
     def stages(self) -> list[tuple[int, int, float, tuple[float, float], float]]:
         """(epochs, assignment, lambda, temperatures, classifier step) of each stage that has epochs.
 
-        The shared classifier of stage 1 hears every word, and gets the small step of the vectors.
+        The shared classifier of stage 1 hears every word: a large step lets one sense win everything.
         """
         first = UNIFORM if self.assignment == HARD else SOFTMAX
         both = [
-            (self.warm_epochs, first, self.entropies[0], (1.0, 1.0), self.lr),
+            (self.warm_epochs, first, self.entropies[0], (1.0, 1.0), self.shared_lr),
             (self.epochs, self.assignment, self.entropies[1], self.temperature, self.classifier_lr),
         ]
         return [stage for stage in both if stage[0]]

@@ -185,9 +185,9 @@ _SCALE: dict[str, Any] = {
         "n_senses": 2,
         "n_components": 50,
         "window": 5,
-        "warm_epochs": 1,
-        "epochs": 8,
-        "classifier_lr": 0.2,
+        "warm_epochs": 2,
+        "epochs": 10,
+        "classifier_lr": 0.025,
     },
     "skip_gram": {"n_components": 50, "window": 5, "epochs": 5},
 }
@@ -198,7 +198,7 @@ _STANDARD: dict[str, Any] = {
     "autoencoder": {"words": 2000, "hidden": 500, "lr": 1e-3, "epochs": 60, "noise": 1.0},
     "pairs": 40,
     "counts": [200, 1500],
-    "senses": {**_SCALE["senses"], "epochs": 12},
+    "senses": {**_SCALE["senses"], "epochs": 20},
 }
 
 SNIPPET = """
