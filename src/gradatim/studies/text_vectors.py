@@ -248,7 +248,7 @@ study = Study(
     figures=FIGURES,
     headline=((MAP, "higher"), (NDCG, "higher"), (ARI, "higher")),
     profiles={
-        "quick": Profile(seeds=4, scale=_SCALE, core_seconds=320, arms=tuple(arm.name for arm in QUICK_ARMS)),
+        "quick": Profile(seeds=4, scale=_SCALE, core_seconds=350, arms=tuple(arm.name for arm in QUICK_ARMS)),
         "standard": Profile(seeds=5, scale=_STANDARD, core_seconds=5000),
         "paper": Profile(
             seeds=3,
