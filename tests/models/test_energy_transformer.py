@@ -357,6 +357,7 @@ def test_an_own_cache_and_batches_of_none() -> None:
         ({"input_ids": None}, "exactly one of"),
         ({"attention_mask": torch.ones(3, 2)}, "attention_mask must be"),
         ({"initial_state": torch.zeros(4, T, V)}, "initial_state must be"),
+        ({"output_hidden_states": True}, "layers of their own"),
     ],
 )
 def test_bad_calls_are_refused(arguments: dict, says: str) -> None:

@@ -188,8 +188,15 @@ class EnergyTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             num_items_in_batch: what the summed loss is divided by (set by `Trainer`).
 
         Raises ValueError for num_steps, num_candidates or step_size out of range, more steps than a step
-        embedding knows, too many positions, shapes that do not fit, a gradient that is not finite.
+        embedding knows, too many positions, shapes that do not fit, a gradient that is not finite, and for
+        output_hidden_states or output_attentions: there is no one stack of layers to show.
         """
+        for asked in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(asked):
+                raise ValueError(
+                    f"{asked}=True: context and every step of the descent have layers of their own; "
+                    "body.context(...) gives the context's keys and values"
+                )
         settings = self._settings(
             num_steps, step_size, num_candidates, langevin_noise_std, tol, output_energies
         )
