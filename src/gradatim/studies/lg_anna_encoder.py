@@ -24,6 +24,8 @@ from gradatim.tasks.docstrings import GOLD, LINK
 from gradatim.tasks.in_context_prompt import InContextPrompt
 from gradatim.tasks.retrieval import RetrievalTask, dense_run, evaluate_run
 
+EXAMPLES = 64
+
 RELATIONS: Mapping[str, tuple[str, int]] = {
     "own": ("Given a one-line summary of a function, retrieve the documentation of that function.", GOLD),
     "related": (
@@ -122,13 +124,15 @@ def context_scores(kind: str, seed: int, scale: Scale) -> dict[str, float]:
             max_positives=1,
             seed=seed,
         )
-        examples = [(b.task.queries[q], b.task.corpus[positives[q][0]]) for q in linked[:64]]
+        # A related function may be a test query itself; its passage is not shown as an example.
+        tested = set(asked)
+        pairs = [(q, d) for q in linked for d in positives[q] if d not in tested][:EXAMPLES]
         prompts[name] = InContextPrompt(
             task,
-            examples,
+            [(b.task.queries[q], b.task.corpus[d]) for q, d in pairs],
             k=2 if kind == "examples" else 0,
             max_example_tokens=SHOWN,
-            ids=[(q, positives[q][0]) for q in linked[:64]],
+            ids=pairs,
             tokenizer=student.tokenizer,
         )
         prompts[name].check_leak(asked)
