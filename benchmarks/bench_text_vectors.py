@@ -83,9 +83,12 @@ def word_rows(documents: list[list[str]], threads: int, epochs: int, repeats: in
     def theirs() -> None:
         model = Word2Vec(sg=1, workers=threads, seed=1, min_alpha=1e-4, **WORDS)
         model.build_vocab(train)
-        model.train(train, total_examples=len(train), epochs=epochs)
+        # Given the number of words it lowers its step by words, as word2vec and we do; given that of
+        # documents, by documents: where documents grow longer that alone moves the loss by 5 %.
+        model.train(train, total_words=raw_words, epochs=epochs)
         made["gensim"] = model
 
+    raw_words = sum(map(len, train))
     seconds = alternate({"fused": ours(True), "plain": ours(False), "Word2Vec": theirs}, repeats)
     share = vocabulary.noise_weights(0.75)
     pairs, noise = held_out_pairs(test, vocabulary.index, share / share.sum())
@@ -104,9 +107,9 @@ def word_rows(documents: list[list[str]], threads: int, epochs: int, repeats: in
         print(
             f"{name:9s} {rate:10.0f} words/s  held-out loss {losses[name]:.4f}  WordSim-353 {human[name]:.3f}"
         )
-    good = losses["fused"] <= 1.01 * losses["plain"]
+    good = max(losses["fused"], losses["plain"]) <= 1.01 * losses["Word2Vec"]
     case = f"skip-gram, {threads} thread(s), loss {losses['fused']:.3f} ({losses['Word2Vec']:.3f})"
-    target = "at least 1.5x, loss within 1% of the plain step's" + ("" if good else " (LOSS ABOVE)")
+    target = "at least 1.5x, loss within 1%" + ("" if good else " (LOSS ABOVE)")
     return [
         row(case, seconds, "fused", "Word2Vec", target),
         row(f"word2vec's own step, {threads} thread(s)", seconds, "plain", "Word2Vec", "at least 1.0x"),
