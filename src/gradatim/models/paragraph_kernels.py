@@ -44,6 +44,11 @@ def hidden_vector(d, P, c, how, noise, dropout, table, h, slope, state):
     Rounding is the identity in the backward pass: its slope is that of the sigmoid.
     """
     n = h.shape[0]
+    if how == REAL and P.shape[0] == 0 and dropout == 0:
+        for i in range(n):
+            h[i] = d[i]
+            slope[i] = np.float32(1.0)
+        return state
     for i in range(n):
         if P.shape[0] > 0:
             z = c[i]
@@ -84,7 +89,8 @@ def update_document(d, P, c, how, g, slope, doc_lr, lr, learn):
     if P.shape[0] == 0:
         for i in range(n):
             d[i] += doc_lr * g[i] * slope[i]
-            if how != REAL:
+        if how != REAL:
+            for i in range(n):
                 d[i] = min(max(d[i], -LARGEST_PREACTIVATION), LARGEST_PREACTIVATION)
         return
     back = np.zeros(d.shape[0], np.float32)
@@ -190,15 +196,17 @@ def dm_document(
             for t in range(low, high):
                 if t != i:
                     slot = start + (t - i + window - (1 if t > i else 0)) * width
+                    w = W[tokens[t]]
                     for j in range(width):
-                        x[slot + j] = W[tokens[t], j]
+                        x[slot + j] = w[j]
         else:
             words = high - low - 1
             share = one / np.float32(words + 1 if combine == MEAN and not projected else max(words, 1))
             for t in range(low, high):
                 if t != i:
+                    w, part = W[tokens[t]], x[start : start + width]
                     for j in range(width):
-                        x[start + j] += share * W[tokens[t], j]
+                        part[j] += share * w[j]
             if combine == MEAN and not projected:
                 for j in range(size):
                     x[j] += share * h[j]
@@ -233,8 +241,9 @@ def dm_document(
                     slot = start
                     if combine == ORDERED:
                         slot += (t - i + window - (1 if t > i else 0)) * width
+                    w, part = W[tokens[t]], g[slot : slot + width]
                     for j in range(width):
-                        W[tokens[t], j] += lr * g[slot + j]
+                        w[j] += lr * part[j]
     return state
 
 
