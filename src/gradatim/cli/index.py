@@ -137,3 +137,5 @@ def _print(report: BuildReport, folder: Path, out: Path, settings: IndexSettings
     if len(report.failed) > 20:
         typer.echo(f"failed     {len(report.failed) - 20:,} more; --json lists them")
     typer.echo(f'ask        gradatim search "your question" --index {out}')
+    if not settings.has("dense"):
+        typer.echo("           (by words; --methods bm25,dense finds other words for the same thing too)")

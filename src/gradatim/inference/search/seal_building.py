@@ -110,9 +110,22 @@ def train_generator(
             optimizer.step()
             decay.step()
             on_progress("training generator", step + 1, steps)
-    model.eval().cpu().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save(model.eval().cpu(), tokenizer, folder)
     return tokenizer
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Without the library's own progress bar, which would write into ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer(texts: Sequence[str]) -> Any:
