@@ -42,15 +42,16 @@ def _values(results: Results, arm: str, metric: str) -> list[float]:
 def draw_codes(figure: Figure, results: Results) -> None:
     """MAP and NDCG@10 per arm, one mark per number of bits, a small dot per seed."""
     names = [n for n in CODES if any(_values(results, f"codes/{n}-{b}", "map") for b in BITS)]
+    shown = [b for b in BITS if any(_values(results, f"codes/{n}-{b}", "map") for n in names)]
     axes = np.atleast_1d(figure.subplots(1, 2, sharey=True))
     for axis, metric in zip(axes, ("map", "ndcg@10"), strict=True):
-        for k, bits in enumerate(BITS):
+        for k, bits in enumerate(shown):
             marked = False
             for row, name in enumerate(names):
                 values = _values(results, f"codes/{name}-{bits}", metric)
                 if not values:
                     continue
-                at = row + 0.22 * (k - 1)
+                at = row + 0.22 * (k - (len(shown) - 1) / 2)
                 label = None if marked else f"{bits} bits"
                 axis.plot(np.mean(values), at, "o", color=f"C{k}", label=label)
                 axis.plot(values, [at] * len(values), ".", color=f"C{k}", alpha=0.35, markersize=4)
@@ -58,8 +59,10 @@ def draw_codes(figure: Figure, results: Results) -> None:
         for k, (name, label) in enumerate(CEILINGS.items()):
             values = _values(results, f"codes/{name}", metric)
             if values:
-                axis.axvline(float(np.mean(values)), color=f"C{5 + k}", linestyle="--", label=label)
+                axis.axvline(float(np.mean(values)), color=f"C{5 + k}", linestyle=("--", ":")[k], label=label)
         axis.set_yticks(range(len(names)), [CODES[n] for n in names])
+        axis.set_ylim(-0.6, len(names) - 0.4)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel(metric.upper() if metric == "map" else "NDCG@10")
     axes[0].invert_yaxis()
     handles, labels = axes[0].get_legend_handles_labels()
