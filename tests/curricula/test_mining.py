@@ -54,7 +54,8 @@ def by_hand(queries, corpus, positives, margin, k, range_max, range_min=0, sever
             highest = t - min(max(m, margin.least), margin.most)
         else:
             highest = np.inf
-        found.append(([i for i in near if scores[i] <= highest][:k], len(near)))
+        passed = [i for i in near if scores[i] <= highest]
+        found.append((passed[:k], len(near), len(near) - len(passed)))
     return found
 
 
@@ -79,10 +80,11 @@ def test_agrees_with_the_definition(margin, several):
         most_emptied=1,
     )
     expected = by_hand(queries, corpus, positives, margin, 5, 30, 2, several)
-    for row, scores, (wanted, _) in zip(mined.rows, mined.scores, expected, strict=True):
+    for row, scores, (wanted, *_) in zip(mined.rows, mined.scores, expected, strict=True):
         assert row[scores.isfinite()].tolist() == wanted
-    assert mined.report.candidates == sum(n for _, n in expected) == 40 * 28
-    assert mined.report.padded == sum(5 - len(wanted) for wanted, _ in expected)
+    assert mined.report.candidates == sum(n for _, n, _ in expected) == 40 * 28
+    assert mined.report.dropped == sum(n for _, _, n in expected)
+    assert mined.report.padded == sum(5 - len(wanted) for wanted, *_ in expected)
     assert mined.report.kept + mined.report.dropped == mined.report.candidates
     margins = (mined.positive[:, None] - mined.scores)[mined.scores.isfinite()].numpy()
     np.testing.assert_allclose(mined.report.margin_quantiles, np.quantile(margins, [0, 0.25, 0.5, 0.75, 1]))
@@ -127,7 +129,7 @@ def test_random_sampling_draws_among_what_passed_and_follows_the_seed():
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     for rows in draws:
-        for row, (wanted, _) in zip(rows.tolist(), allowed, strict=True):
+        for row, (wanted, *_) in zip(rows.tolist(), allowed, strict=True):
             assert set(row) <= set(wanted) or len(wanted) < 5
             assert len(set(row)) == 5
     # Every place of the candidate list is drawn about equally often.
@@ -135,7 +137,7 @@ def test_random_sampling_draws_among_what_passed_and_follows_the_seed():
     for seed in range(60):
         mined = mine_rows(queries, corpus, positives, None, 5, 40, sampling="random", seed=seed)
         naive = by_hand(queries, corpus, positives, None, 40, 40)
-        for row, (wanted, _) in zip(mined.rows.tolist(), naive, strict=True):
+        for row, (wanted, *_) in zip(mined.rows.tolist(), naive, strict=True):
             places[[wanted.index(r) for r in row]] += 1
     assert abs(places / places.sum() - 1 / 40).max() < 0.005
 
@@ -437,6 +439,18 @@ def test_the_losses_take_it_unchanged(model, texts):
         *collate(model, columns)
     )
     assert sum(parts.values()).isfinite()
+
+
+def test_places_that_stay_empty_are_labelled_so(model):
+    options = {"margin": None, "num_negatives": 3, "range_max": 5}
+    data = mine_negatives(
+        ["sum", "mean"], [["sum a"], ["mean a", "sum"]], ["sum a", "mean a", "sum"], model, **options
+    )
+    assert data["label"] == [[1, 0, 0, -1, -1], [1, 1, 0, -1, -1]]
+    assert data["doc_4"] == data["doc_5"] == ["sum a", "mean a"]
+    listed = mine_negatives(["sum"], ["sum a"], ["sum a", "mean a"], model, output="labelled-list", **options)
+    assert listed["docs"] == [["sum a", "mean a"]]
+    assert listed["label"] == [[1, 0]]
 
 
 @pytest.mark.parametrize(

@@ -218,8 +218,10 @@ def test_in_batch_teacher_covers_every_passage_once(soft):
     query_keys = torch.arange(batch) + 100
     passage_keys = torch.arange(batch * n).reshape(batch, n) + 1000
     passage_keys[2, 1] = passage_keys[0, 0]  # row 0's positive comes along with row 2
+    passage_keys[3, 0] = passage_keys[1, 2]  # row 3's positive stands further left, in row 1
     with torch.no_grad():
         columns[2][2] = columns[1][0]
+        columns[1][3] = columns[3][1]
     matrix = teacher_scores(batch, 2000, seed=3)
 
     def teacher(queries, passages):

@@ -147,14 +147,14 @@ def test_leaks_and_bad_fields_are_refused():
 
 
 def rows():
-    queries = ["read a file", "mean of a", "the norm of a matrix", "sort"]
+    queries = ["a file read", "mean of a", "the norm of a matrix", "sort"]
     return [{"query": q, "doc_1": d, "doc_2": "wave", "label": [1, 0]} for q, d in zip(
         queries, ["write a file", "returns the mean", "computes", "sorts an array"], strict=True
     )]  # fmt: skip
 
 
 def test_the_collator_prompts_each_row_and_counts_its_prompt(model):
-    prompt = InContextPrompt("find", EXAMPLES, k=2)
+    prompt = InContextPrompt("find", (*EXAMPLES, ("wave", "write a file")), k=2)
     collator = InContextCollator(model.preprocess, in_context=prompt, seed=1, max_tokens=64)
     batch = collator(rows())
     again = InContextCollator(model.preprocess, in_context=prompt, seed=1, max_tokens=64)(rows())
@@ -174,7 +174,10 @@ def test_the_collator_prompts_each_row_and_counts_its_prompt(model):
     drawn = set()
     for epoch in range(12):
         collator.set_epoch(epoch)
-        drawn.add(int(collator(rows())["query_attention_mask"][0].sum()))
+        again = collator(rows())
+        drawn.add(int(again["query_attention_mask"][0].sum()))
+        # The first row's own passage is an example of the pool: it is never shown to it.
+        assert "write" not in words(again["query_input_ids"][0].tolist())
     assert len(drawn) > 2
 
 
