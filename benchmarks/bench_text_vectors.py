@@ -125,7 +125,7 @@ def document_rows(threads: int, epochs: int, repeats: int) -> list[dict[str, Any
 
     data = docstring_topics()
     texts = [list(d) for d in data.documents]
-    tagged = [TaggedDocument(d, [i]) for i, d in enumerate(texts)]
+    tagged, raw_words = [TaggedDocument(d, [i]) for i, d in enumerate(texts)], sum(map(len, texts))
     rows = []
     for mode in ("dbow", "dm"):
         made: dict[str, np.ndarray] = {}
@@ -147,7 +147,7 @@ def document_rows(threads: int, epochs: int, repeats: int) -> list[dict[str, Any
                 **WORDS,
             )
             model.build_vocab(tagged)
-            model.train(tagged, total_examples=len(tagged), epochs=epochs)
+            model.train(tagged, total_words=raw_words, epochs=epochs)
             made["gensim"] = model.dv.vectors
 
         seconds = alternate({"ParagraphVector": ours, "Doc2Vec": theirs}, repeats)
