@@ -30,7 +30,7 @@ class HammingIndex:
         rows = np.arange(len(codes), dtype=np.int64)
         self._rows = rows if random_state is None else np.random.default_rng(random_state).permutation(rows)
         self._index = faiss.IndexBinaryFlat(8 * codes.shape[1])
-        # Counting by distance keeps equal distances in the order in which codes were added; a heap does not.
+        # Counting by distance keeps equal distances in the order of adding; faiss promises none for its heap.
         index: Any = self._index
         index.use_heap = False
         self._index.add(codes if random_state is None else codes[self._rows])
