@@ -179,7 +179,7 @@ def test_the_collator_prompts_each_row_and_counts_its_prompt(model):
 
 
 def test_a_rows_own_passage_is_never_shown_to_it(model):
-    prompt = InContextPrompt("find", [("wave", "write a file")], k=1)
+    prompt = InContextPrompt("find", [("kernel", "write a file")], k=1)
     collator = InContextCollator(model.preprocess, in_context=prompt)
     written = model.tokenizer.convert_tokens_to_ids("write")
     seen = [
