@@ -69,6 +69,14 @@ def test_plain_pair_is_a_gradient_step():
     assert np.abs(expected["W"] - W).max() > 1e-3
 
 
+def test_noise_that_equals_the_centre_is_skipped():
+    W, U = filled((4, 16), 0), filled((4, 16), 1)
+    expected = sgd_step(lambda p: nll(p["W"][1], p["U"][[2]]), {"W": W, "U": U}, {"W": LR, "U": LR})
+    kernels.plain_pair(W[1], 2, U, *only(2), TABLE, 3, np.float32(LR), np.zeros(16, np.float32), np.uint64(1))
+    np.testing.assert_allclose(W, expected["W"], atol=1e-5)
+    np.testing.assert_allclose(U, expected["U"], atol=1e-5)
+
+
 @pytest.mark.parametrize("negative", [2, 5, 9])
 def test_shared_block_equals_plain_steps_with_the_same_noise(negative):
     V, D = 30, 32
@@ -126,6 +134,28 @@ def test_step_falls_linearly_to_its_end():
     moved = np.abs(U).sum(axis=1)[2:].reshape(-1, 2).sum(axis=1)
     expected = 0.5 * (1 - 0.9 * np.arange(1, V // 2) / (V // 2))
     np.testing.assert_allclose(moved / moved[0], expected / expected[0], rtol=0.02)
+
+
+def test_windows_have_one_to_window_words_on_each_side():
+    W, U = filled((1, 16), 0), filled((1, 16), 1)
+    ids, offsets, keep = np.zeros(4000, np.int32), np.array([0, 4000]), np.full(1, 2**32 - 1, np.uint32)
+    pairs = kernels.skip_gram_pass(
+        ids, offsets, 0, 1, W, U, keep, *only(0), TABLE, 5, 1, True, 1e-3, 1.0, 0, 1, 4
+    )  # fmt: skip
+    assert pairs / 4000 == pytest.approx(2 * 3, rel=0.03)
+
+
+def test_step_falls_over_all_epochs():
+    """The second of four epochs starts after a quarter of the fall: 1 - 0.8 / 4 = 0.8 of the first step."""
+    ids, offsets, keep = np.array([1, 2], np.int32), np.array([0, 2]), np.full(3, 2**32 - 1, np.uint32)
+    moved = []
+    for lr, end_share, epoch, epochs in ((0.5, 0.2, 1, 4), (0.4, 1.0, 0, 1)):
+        W, U = filled((3, 16), 0), filled((3, 16), 1)
+        kernels.skip_gram_pass(
+            ids, offsets, 0, 1, W, U, keep, *only(0), TABLE, 2, 1, False, lr, end_share, epoch, epochs, 9
+        )  # fmt: skip
+        moved.append(U)
+    np.testing.assert_allclose(*moved, atol=1e-6)
 
 
 def test_torch_module_has_the_same_gradient():
