@@ -32,8 +32,9 @@ def hidden(p, how, row=0):
 
 
 def one_pass(
-    parameters, ids, how, *, dm=False, combine=0, window=2, block=1, shared=1, negative=1, learn=True
-):
+    parameters, ids, how, *, dm=False, combine=0, window=2, block=1, shared=1, negative=1, learn=True,
+    schedule=(LR, DOC_LR, 1.0, 0, 1),
+):  # fmt: skip
     """The kernel's pass over one document with word 0 as every noise word; new parameters."""
     made = {name: array.copy() for name, array in parameters.items()}
     nothing = np.zeros((0, 1), np.float32)
@@ -41,7 +42,7 @@ def one_pass(
         np.array(ids, np.int32), np.array([0, len(ids)], np.int64), 0, 1, made["D"], made["U"],
         made.get("P", nothing), made.get("c", np.zeros(0, np.float32)), made.get("W", nothing),
         made.get("Q", nothing), np.full(9, 2**32 - 1, np.uint32), *only(0), TABLE, dm, how, 0.0, 0.0,
-        negative, block, shared, window, combine, LR, DOC_LR, 1.0, 0, 1, learn, np.array([5], np.uint64),
+        negative, block, shared, window, combine, *schedule, learn, np.array([5], np.uint64),
     )  # fmt: skip
     return made
 
@@ -72,6 +73,13 @@ def test_dbow_is_one_gradient_step_per_word(how, projected):
     frozen = one_pass(p, [2, 3], how, learn=False)
     for name in p:
         assert np.array_equal(frozen[name], p[name]) == (name != "D")
+
+
+def test_both_steps_fall_over_all_epochs():
+    """The second of four epochs starts after a quarter of the fall: 1 - 0.8 / 4 = 0.8 of the first steps."""
+    p = {"D": filled((1, 6), 0), "U": filled((4, 16), 1)}
+    later = one_pass(p, [2], kernels.SMOOTH, schedule=(LR, DOC_LR, 0.2, 1, 4))
+    agree(later, one_pass(p, [2], kernels.SMOOTH, schedule=(0.8 * LR, 0.8 * DOC_LR, 1.0, 0, 1)), 1e-6)
 
 
 def test_straight_through_gradient_is_the_linear_one_times_the_sigmoids_slope():

@@ -25,18 +25,30 @@ def parameters(per_word=True):
     }  # fmt: skip
 
 
-def two_words(p, assignment, *, entropy=0.0, sampled=False, negative=1, expected=None):
+def two_words(
+    p, assignment, *, entropy=0.0, sampled=False, negative=1, expected=None,
+    schedule=(LR, CLASSIFIER_LR, 1.0, 0, 1), heat=(T, T),
+):  # fmt: skip
     """A pass over one document of words 1 and 2, word 0 as noise; new parameters."""
     made = {n: a.copy() for n, a in p.items()}
     expected = np.zeros(V, np.float32) if expected is None else expected
     pairs = kernels.sense_pass(
         np.array([1, 2], np.int32), np.array([0, 2], np.int64), 0, 1, made["E"], made["O"], made["b"],
         made["A"], made["a"], np.ones((V, S), np.uint8), np.full(V, 2**32 - 1, np.uint32), *only(0),
-        expected, TABLE, assignment, sampled, 3, True, negative, True, LR, CLASSIFIER_LR, 1.0, entropy, T, T,
-        1.0, 0, 1, 7,
+        expected, TABLE, assignment, sampled, 3, True, negative, True, *schedule[:3], entropy, *heat,
+        2.0, *schedule[3:], 7,
     )  # fmt: skip
     assert pairs == 2
     return made
+
+
+def test_steps_fall_over_all_epochs_and_the_temperature_over_its_own():
+    """Epoch 2 of 4 starts at 0.8 of the steps and, cooling over two epochs, half-way between temperatures."""
+    p = parameters()
+    later = two_words(p, kernels.SOFTMAX, schedule=(LR, CLASSIFIER_LR, 0.2, 1, 4), heat=(T + 0.3, T - 0.3))
+    same = two_words(p, kernels.SOFTMAX, schedule=(0.8 * LR, 0.8 * CLASSIFIER_LR, 1.0, 0, 1))
+    for name, array in same.items():
+        np.testing.assert_allclose(later[name], array, atol=1e-6, err_msg=name)
 
 
 def noise_of(kernel_seed, negative):
