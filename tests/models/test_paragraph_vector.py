@@ -82,6 +82,36 @@ def test_both_steps_fall_over_all_epochs():
     agree(later, one_pass(p, [2], kernels.SMOOTH, schedule=(0.8 * LR, 0.8 * DOC_LR, 1.0, 0, 1)), 1e-6)
 
 
+def drawn_hidden(d, how, noise=0.0, dropout=0.0):
+    """What `hidden_vector` makes of d without a projection, and its slope."""
+    h, slope = np.zeros_like(d), np.zeros_like(d)
+    nothing, state = np.zeros((0, 1), np.float32), np.uint64(88172645463325252)
+    kernels.hidden_vector(d, nothing, nothing[:, 0], how, noise, dropout, TABLE, h, slope, state)
+    return h.astype(np.float64), slope
+
+
+def test_noise_has_its_deviation_and_dropout_keeps_the_mean():
+    h, slope = drawn_hidden(np.full(5000, 0.5, np.float32), kernels.NOISY, noise=1.5)
+    z = np.log(h / (1 - h))
+    assert z.mean() == pytest.approx(0.5, abs=0.08)
+    assert z.std() == pytest.approx(1.5, rel=0.04)
+    np.testing.assert_allclose(slope, h * (1 - h), atol=1e-5)
+    for values in drawn_hidden(np.ones(5000, np.float32), kernels.REAL, dropout=0.25):
+        np.testing.assert_allclose(np.unique(values), [0, 1 / 0.75], rtol=1e-5)
+        assert values.mean() == pytest.approx(1.0, abs=0.04)
+
+
+@pytest.mark.parametrize(("how", "most"), [(kernels.SMOOTH, 6.0), (kernels.REAL, 8.0)])
+def test_only_codes_are_bounded(how, most):
+    d, ones = np.array([5.0, -5.0], np.float32), np.ones(2, np.float32)
+    nothing = np.zeros((0, 1), np.float32)
+    gradient = np.array([3.0, -3.0], np.float32)
+    kernels.update_document(
+        d, nothing, nothing[:, 0], how, gradient, ones, np.float32(1), np.float32(1), True
+    )
+    np.testing.assert_array_equal(d, [most, -most])
+
+
 def test_straight_through_gradient_is_the_linear_one_times_the_sigmoids_slope():
     size = 6
     p = {"D": filled((1, size), 0), "U": filled((4, 16), 1)}
