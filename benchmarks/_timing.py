@@ -55,12 +55,16 @@ def row(
 
 
 def report(name: str, what: str, rows: Sequence[Mapping[str, Any]], json_path: str | None = None) -> None:
-    """Print the rows; with `json_path` also write them beside the versions they were measured with."""
+    """Print the rows; with `json_path` also write them beside the versions they were measured with.
+
+    A row that is no time says in `unit` what its two figures are.
+    """
     print(f"\n{name}: {what}")
     print(f"{'case':44s} {'ours':>10s} {'peer':>10s} {'ratio':>7s}  target")
     for r in rows:
+        unit = r.get("unit", "ms")
         print(
-            f"{r['case'][:44]:44s} {r['ours_ms']:8.2f}ms {r['peer_ms']:8.2f}ms {r['ratio']:6.2f}x"
+            f"{r['case'][:44]:44s} {r['ours_ms']:8.2f}{unit} {r['peer_ms']:8.2f}{unit} {r['ratio']:6.2f}x"
             f"  {r['target']}  (beside {r['peer']})"
         )
     if json_path:

@@ -184,6 +184,7 @@ def memory_row(model_name: str, batch: int, n: int, words: int) -> dict[str, Any
         "peer_ms": peaks[False],
         "ratio": peaks[False] / peaks[True],
         "target": "at least 2x less",
+        "unit": "MB",
     }
 
 

@@ -203,6 +203,7 @@ def memory_row(docs: int, doc_tokens: int) -> dict[str, Any]:
         "peer_ms": peaks[False],
         "ratio": peaks[False] / peaks[True],
         "target": "at least 5x less",
+        "unit": "MB",
     }
 
 

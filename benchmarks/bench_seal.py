@@ -55,7 +55,7 @@ def size_rows(documents: list[list[int]]) -> list[dict[str, Any]]:
         case = f"bytes per token, {name} ({n:,} tokens)"
         rows.append(
             {"case": case, "ours": name, "ours_ms": ours, "peer": peer_name, "peer_ms": peer,
-             "ratio": peer / ours, "target": target}
+             "ratio": peer / ours, "target": target, "unit": "bytes"}
         )  # fmt: skip
     return rows
 

@@ -75,8 +75,9 @@ def _benchmarks(name: str) -> str:
         "| --- | ---: | --- | ---: | --- |",
     ]
     for r in d["rows"]:
+        unit = r.get("unit", "ms")
         lines.append(
-            f"| {_cell(r['case'])} | {r['ours_ms']:.4g} ms | {_cell(r['peer'])}: {r['peer_ms']:.4g} ms"
+            f"| {_cell(r['case'])} | {r['ours_ms']:.4g} {unit} | {_cell(r['peer'])}: {r['peer_ms']:.4g} {unit}"
             f" | {r['ratio']:.2f}x | {_cell(str(r['target']))} |"
         )
     return "\n".join(lines)
