@@ -78,7 +78,8 @@ def _benchmarks(name: str) -> str:
         unit = r.get("unit", "ms")
         lines.append(
             f"| {_cell(r['case'])} | {r['ours_ms']:.4g} {unit}"
-            f" | {_cell(r['peer'])}: {r['peer_ms']:.4g} {unit} | {r['ratio']:.2f}x | {_cell(str(r['target']))} |"
+            f" | {_cell(r['peer'])}: {r['peer_ms']:.4g} {unit}"
+            f" | {r['ratio']:.2f}x | {_cell(str(r['target']))} |"
         )
     return "\n".join(lines)
 
