@@ -89,7 +89,7 @@ def test_list_and_show_as_json(run):
     code, out, err = run("list", "--json")
     listed = json.loads(out)
     assert (code, err) == (0, "")
-    assert [s["number"] for s in listed] == [1, 2, 3, 4, 7, 9, 10, 11, 17, 20, 21, 22]
+    assert [s["number"] for s in listed] == [1, 2, 3, 4, 7, 8, 9, 10, 11, 13, 16, 17, 20, 21, 22, 23]
     assert all(c["control"] for s in listed for c in s["claims"])
     code, out, _ = run("show", "22", "--json")
     assert json.loads(out)["slug"] == "attention-svm"
