@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gradatim.models import causal_embedder, encode_with_prefix, load_embedder, merge_adapters
 from gradatim.models.instruction_pooling import InstructionPooling
+from gradatim.models.quiet import quietly
 from gradatim.tasks import InContextCollator, InContextPrompt
 from tiny_causal_lm import tiny_gpt2, tiny_llama, tiny_tokenizer
 from tiny_encoder import collate, tiny_encoder, toy_rows
@@ -23,17 +24,14 @@ PROMPT = "Review : the film was good Sentiment : positive Review : "
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def folder(request, tmp_path_factory):
     """A tiny causal LM with an end-of-sequence token, as Hugging Face saves it."""
-    from transformers.utils import logging
-
     path = tmp_path_factory.mktemp(request.param)
     model = {"llama": tiny_llama, "gpt2": tiny_gpt2}[request.param]()
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"eos_token": "</s>"})
-    logging.disable_progress_bar()
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    logging.enable_progress_bar()
+    with quietly():
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
     return path
 
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import synthetic_reports as synthetic
 
+from browsers import browser as browser
+from browsers import contrast, luminance, visits
 from gradatim.report import write_report
 
 pytestmark = pytest.mark.browser
-
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-]  # fmt: skip
-CHROMIUM = os.environ.get("GRADATIM_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 
 
 @pytest.fixture(scope="module")
@@ -29,41 +22,11 @@ def folder(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def visit(browser, folder):
-    """Open a page of the report; at the end no page has complained or asked for anything but itself."""
-    troubles: list[str] = []
-    contexts = []
-
-    def go(name: str = "index", hash_: str = "", width: int = 1280, **keywords):
-        context = browser.new_context(viewport={"width": width, "height": 900}, **keywords)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: troubles.append(f"{name}: {m.type}: {m.text}"))
-        page.on("pageerror", lambda e: troubles.append(f"{name}: {e}"))
-        page.on("requestfailed", lambda r: troubles.append(f"{name}: failed {r.url}"))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith(("file:", "data:")) else troubles.append(f"asked for {r.url}"),
-        )
-        page.on("dialog", lambda d: (troubles.append(f"{name}: a dialog: {d.message}"), d.dismiss()))
-        page.goto((folder / f"{name}.html").as_uri() + hash_)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert troubles == []
+    """Open a page of the report, which asks for nothing but itself."""
+    with visits(browser, ("file:", "data:")) as go:
+        yield lambda name="index", hash_="", **more: go((folder / f"{name}.html").as_uri() + hash_, **more)
 
 
 def names(folder: Path) -> list[str]:
@@ -205,13 +168,6 @@ def test_rows_are_cards_on_a_phone(visit):
     assert (axis["x"], axis["width"]) == pytest.approx((plot["x"], plot["width"]))
 
 
-def luminance(page, selector: str, of: str) -> float:
-    color = page.eval_on_selector(selector, f"e => getComputedStyle(e).{of}")
-    r, g, b = (int(v) / 255 for v in color.removeprefix("rgb(").removesuffix(")").split(","))
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (r, g, b)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 TEXTS = (
     "h1", ".lede", ".facts", ".filters label span", ".statement a", ".figures .unit", ".figures .sub",
     ".word.w-reproduced", ".word.w-inconclusive", ".word.w-explained-away", ".word.w-survives", ".rooms",
@@ -226,8 +182,7 @@ def test_contrast(visit, scheme):
     assert (paper > 0.9) == (scheme == "light")
     for selector in TEXTS:
         ink = luminance(page, selector, "fill" if "axis" in selector else "color")
-        ratio = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
-        assert ratio >= 4.5, (selector, ratio)
+        assert contrast(ink, paper) >= 4.5, (selector, contrast(ink, paper))
     page = visit("schedule-refinement", color_scheme=scheme)
     for i in range(8):
         color = page.evaluate(
@@ -236,7 +191,7 @@ def test_contrast(visit, scheme):
         )
         assert color is None
         ink = luminance(page, f"#probe{i}", "color")
-        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 3.0, i
+        assert contrast(ink, paper) >= 3.0, i
 
 
 def test_the_theme_button_switches_and_is_remembered(visit):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from browsers import browser as browser
+from browsers import contrast, luminance, visits
 from gradatim.inference.search import FolderIndex, IndexSettings, build_index
 from gradatim.serve import make_app
 
@@ -19,11 +20,6 @@ from folders import make_folder, put
 
 pytestmark = pytest.mark.browser
 
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--no-first-run",
-]  # fmt: skip
-CHROMIUM = os.environ.get("GRADATIM_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 EVIL = "<img src=x onerror=alert(1)>"
 
 
@@ -50,41 +46,11 @@ def server(tmp_path_factory) -> Iterator[str]:
     thread.join(10)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def visit(browser, server):
-    """Open an address of the server; at the end no page has complained or asked anybody else."""
-    troubles: list[str] = []
-    contexts = []
-
-    def go(path: str = "/", width: int = 1280, **keywords):
-        context = browser.new_context(viewport={"width": width, "height": 900}, **keywords)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: troubles.append(f"{path}: {m.type}: {m.text}"))
-        page.on("pageerror", lambda e: troubles.append(f"{path}: {e}"))
-        page.on("requestfailed", lambda r: troubles.append(f"{path}: failed {r.url}"))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith((server, "data:")) else troubles.append(f"asked for {r.url}"),
-        )
-        page.on("dialog", lambda d: (troubles.append(f"a dialog: {d.message}"), d.dismiss()))
-        page.goto(server + path)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert troubles == []
+    """Open an address of the server, whose pages ask nobody else."""
+    with visits(browser, (server, "data:")) as go:
+        yield lambda path="/", **more: go(server + path, **more)
 
 
 def wait(until, seconds: float = 20.0) -> None:
@@ -180,13 +146,6 @@ def test_keyboard(visit):
     )
 
 
-def luminance(page, selector: str, of: str = "color") -> float:
-    color = page.eval_on_selector(selector, f"e => getComputedStyle(e).{of}")
-    r, g, b = (int(v) / 255 for v in color.removeprefix("rgb(").removesuffix(")").split(","))
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (r, g, b)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(visit, scheme):
     page = visit("/?q=needle+sharp&m=bm25", color_scheme=scheme)
@@ -205,11 +164,11 @@ def test_contrast(visit, scheme):
         "footer p",
     ):
         ink = luminance(page, selector)
-        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, selector
+        assert contrast(ink, paper) >= 4.5, selector
     ink, mark = luminance(page, "mark"), luminance(page, "mark", "backgroundColor")
-    assert (max(ink, mark) + 0.05) / (min(ink, mark) + 0.05) >= 4.5
+    assert contrast(ink, mark) >= 4.5
     ink, button = luminance(page, ".go"), luminance(page, ".go", "backgroundColor")
-    assert (max(ink, button) + 0.05) / (min(ink, button) + 0.05) >= 4.5
+    assert contrast(ink, button) >= 4.5
 
 
 def test_the_theme_button(visit):

@@ -61,16 +61,11 @@ def winner_code(won: Winner, scale: Scale, saved: Path | None = None) -> str:
 
 def save_model(model: Any, scale: Scale, folder: Path) -> None:
     """Weights, configuration and tokenizer in Hugging Face format."""
-    from transformers.utils import logging
+    from gradatim.models.quiet import quietly
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quietly():
         model.save_pretrained(folder)
         tokenizer_of(scale).save_pretrained(folder)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _start(scale: Scale) -> str:

@@ -180,15 +180,10 @@ def save_model(model: Any, folder: Path, won: Winner | None = None, scale: Scale
         part = _SYSTEM[won.arm]
         part.save(model, scale, folder)
         return str(part.KEPT)
-    from transformers.utils import logging
+    from gradatim.models.quiet import quietly
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quietly():
         model.save(str(folder))
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     return "sentence-transformers format"
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradatim.models.causal_lm import DEFAULT_CAUSAL_LM, CausalLMUnavailableError, causal_lm_source
+from gradatim.models.quiet import quietly
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -53,26 +54,21 @@ def causal_embedder(
     source = causal_lm_source(name_or_path, cache)
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
-    from transformers.utils import logging
 
     from gradatim.models.instruction_pooling import InstructionPooling
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        transformer = Transformer(
-            source,
-            max_seq_length=max_seq_length,
-            model_kwargs={"dtype": dtype, "use_safetensors": True, "trust_remote_code": False},
-        )
+        with quietly(advice=True):
+            transformer = Transformer(
+                source,
+                max_seq_length=max_seq_length,
+                model_kwargs={"dtype": dtype, "use_safetensors": True, "trust_remote_code": False},
+            )
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise CausalLMUnavailableError(
             f"{name_or_path!r} cannot be opened as an encoder ({reason})"
         ) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     end_with_eos(transformer.tokenizer)
     modules: list[Any] = [
         transformer,

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from functools import lru_cache
 from importlib.util import find_spec
 from io import StringIO
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradatim.models.quiet import quietly
 from gradatim.models.text_encoder import default_cache
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def load_causal_lm(
 
     found = _locate(name_or_path)
     source = causal_lm_source(name_or_path, cache)
-    with _quiet():
+    with quietly():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
@@ -172,7 +172,7 @@ def _convert(file: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
-    with _quiet(), redirect_stderr(StringIO()):  # the reader's progress bar cannot be switched off
+    with quietly(), redirect_stderr(StringIO()):  # the reader's progress bar cannot be switched off
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **where)
             loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **where)
@@ -203,19 +203,3 @@ def _file_digest(file: Path) -> str:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no advice on padding, while a model is opened."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from logging import ERROR, getLogger
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from gradatim.curricula.linear import LinearCurriculum
 from gradatim.curricula.run_pairs import Pair, RunPairs, heuristic_table, ranked_documents
 from gradatim.losses.pairwise_curriculum import PairwiseCurriculumLoss
 from gradatim.losses.pointwise_curriculum import PointwiseCurriculumLoss
+from gradatim.models.quiet import quietly
 from gradatim.tasks.retrieval import Qrels, Run, evaluate_run, ranked
 
 KINDS = ("pairwise", "pointwise")
@@ -183,17 +183,9 @@ def load_cross_encoder(
 
     folder = encoder_folder(name)
     from sentence_transformers import CrossEncoder
-    from transformers.utils import logging
 
-    # That the head is new, and the encoder no cross-encoder yet, is what we want and need not be told.
-    progress, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    library = getLogger("sentence_transformers")
-    before = library.level
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    library.setLevel(ERROR)
     try:
-        with torch.random.fork_rng():
+        with quietly(), torch.random.fork_rng():
             torch.manual_seed(seed)
             return CrossEncoder(
                 str(folder or name),
@@ -207,11 +199,6 @@ def load_cross_encoder(
         raise EncoderUnavailableError(
             f"{name!r} could not be opened as a cross-encoder ({reason}); give a folder or 'minilm'"
         ) from error
-    finally:
-        logging.set_verbosity(level)
-        library.setLevel(before)
-        if progress:
-            logging.enable_progress_bar()
 
 
 Texts = list[list[str]]

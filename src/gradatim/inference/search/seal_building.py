@@ -115,17 +115,11 @@ def train_generator(
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Without the library's own progress bar, which would write into ours."""
-    from transformers.utils import logging
+    from gradatim.models.quiet import quietly
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quietly():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _tokenizer(texts: Sequence[str]) -> Any:
