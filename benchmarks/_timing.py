@@ -23,14 +23,18 @@ def alternate(
     """
     now = time.perf_counter if clock == "wall" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for round_ in range(warmup + repeats):
-        for name, run in cases.items():
-            gc.collect()
-            start = now()
-            run()
-            elapsed = now() - start
-            if round_ >= warmup:
-                seconds[name].append(elapsed)
+    gc.freeze()  # else every collection walks all that was ever imported, for longer than a step takes
+    try:
+        for round_ in range(warmup + repeats):
+            for name, run in cases.items():
+                gc.collect()
+                start = now()
+                run()
+                elapsed = now() - start
+                if round_ >= warmup:
+                    seconds[name].append(elapsed)
+    finally:
+        gc.unfreeze()
     return seconds
 
 
