@@ -122,12 +122,36 @@ def test_straight_through_gradient_is_the_linear_one_times_the_sigmoids_slope():
     np.testing.assert_allclose(moved, DOC_LR * (e @ p["U"][[2, 0], :size]) * s * (1 - s), atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 5, 6, 7, 13])
+@pytest.mark.parametrize("learn", [True, False])
+def test_outputs_of_one_hidden_vector_move_by_the_gradient_of_their_weighted_sum(n, learn):
+    """Distinct rows, one of them twice, in groups of six of which the last is not full; any weights."""
+    rng = np.random.default_rng(n)
+    x, U = filled(16, 0), filled((20, 16), 1)
+    rows = rng.permutation(20)[:18].astype(np.int64)
+    rows[min(3, n - 1)] = rows[0]
+    target = (rng.random(18) < 0.5).astype(np.float32)
+    weight = rng.uniform(0, 2, 18).astype(np.float32)
+
+    def loss(q):
+        score = q["U"][rows[:n]] @ q["x"]
+        sign = torch.from_numpy(2 * target[:n] - 1).double()
+        return -(torch.from_numpy(weight[:n]).double() * torch.nn.functional.logsigmoid(sign * score)).sum()
+
+    step = sgd_step(loss, {"U": U, "x": x}, {"U": LR, "x": 1.0})
+    made, g = U.copy(), np.full(16, 9, np.float32)
+    kernels.output_rows(
+        x, made, rows.copy(), weight * target, weight.copy(), n, np.float32(LR), learn, TABLE, g
+    )
+    np.testing.assert_allclose(g, step["x"] - x, atol=1e-5)
+    np.testing.assert_allclose(made, step["U"] if learn else U, atol=1e-5)
+
+
 def test_a_block_shares_its_weighted_noise_words():
-    """Four words and two shared noise words of three wanted each: the loss is a weighted sum at one h."""
+    """Four words and two shared noise words of three wanted each: a weighted sum at one h, all at once."""
     size, words = 5, [2, 3, 2, 0]
-    p = {"D": filled((1, size), 0), "U": filled((4, 16), 1, 0.1)}
+    p = {"D": filled((1, size), 0), "U": filled((4, 16), 1)}
     p["U"][:, size + 1 :] = 0
-    small = 1e-3
 
     def loss(q):
         h = q["D"][0]
@@ -135,16 +159,22 @@ def test_a_block_shares_its_weighted_noise_words():
         away = torch.nn.functional.logsigmoid(-score[0])
         return -torch.nn.functional.logsigmoid(score[words]).sum() - 2 * (3 * 3 / 2) * away
 
-    ours = {n: a.copy() for n, a in p.items()}
-    nothing = np.zeros((0, 1), np.float32)
-    kernels.paragraph_pass(
-        np.array(words, np.int32), np.array([0, 4], np.int64), 0, 1, ours["D"], ours["U"], nothing,
-        np.zeros(0, np.float32), nothing, nothing, np.full(4, 2**32 - 1, np.uint32), *only(0), TABLE, False,
-        kernels.REAL, 0.0, 0.0, 3, 4, 2, 2, 0, small, small, 1.0, 0, 1, True, np.array([5], np.uint64),
-    )  # fmt: skip
-    step = sgd_step(loss, p, {"D": small, "U": small})
-    for name in p:
-        np.testing.assert_allclose((ours[name] - p[name]) / small, (step[name] - p[name]) / small, atol=0.02)
+    ours = one_pass(p, words, kernels.REAL, block=4, shared=2, negative=3)
+    agree(ours, sgd_step(loss, p, {"D": DOC_LR, "U": LR}))
+
+
+@pytest.mark.parametrize("dm", [False, True])
+def test_noise_equal_to_the_word_is_left_out_and_drawn_twice_counts_twice(dm):
+    p = {"D": filled((1, 3), 0), "U": filled((4, 16), 1), "W": filled((4, 3), 2)}
+    p["U"][:, 4:] = 0
+    for word, noise in ((0, 0), (2, 9)):
+
+        def loss(q, word=word, noise=noise):
+            rows = q["U"][[word] + [0] * noise]
+            return nll(q["D"][0], rows[:, :3], rows[:, 3])
+
+        ours = one_pass(p, [word], kernels.REAL, dm=dm, negative=9, shared=9)
+        agree(ours, sgd_step(loss, p, {"D": DOC_LR, "U": LR, "W": LR}))
 
 
 @pytest.mark.parametrize(

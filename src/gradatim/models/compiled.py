@@ -80,10 +80,11 @@ def below(state, n):
 def draw_word(state, threshold, other):
     """A word from an alias table: the word itself below its threshold, else the one that shares its cell."""
     r = state * np.uint64(2685821657736338717)
-    i = np.int64(((r >> np.uint64(32)) * np.uint64(threshold.shape[0])) >> np.uint64(32))
-    if np.uint32(r & np.uint64(0xFFFFFFFF)) <= threshold[i]:
-        return i
-    return np.int64(other[i])
+    i = ((r >> np.uint64(32)) * np.uint64(threshold.shape[0])) >> np.uint64(32)
+    # Which of the two it is no processor can foretell: both are read and one is chosen without a branch.
+    alias = np.uint64(other[i])
+    own = np.uint32(r & np.uint64(0xFFFFFFFF)) <= threshold[i]
+    return np.int64(i if own else alias)
 
 
 @kernel

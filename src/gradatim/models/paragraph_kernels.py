@@ -35,6 +35,9 @@ MEAN, CONCAT, ORDERED = 0, 1, 2
 
 LARGEST_PREACTIVATION = np.float32(6.0)
 
+GROUP = 6
+"""Output rows that one pass over the hidden vector serves: six sums and the input fit the vector registers."""
+
 
 @kernel
 @no_type_check
@@ -108,28 +111,68 @@ def update_document(d, P, c, how, g, slope, doc_lr, lr, learn):
 
 @kernel
 @no_type_check
-def output_row(x, u, target, weight, lr, learn, table, g):
-    """One output: g += weight e u, then u += lr weight e x. Here x and u end with the bias and padding."""
-    score = np.float32(0.0)
-    for i in range(x.shape[0]):
-        score += x[i] * u[i]
-    e = weight * (target - sigmoid(score, table))
+def six_errors(x, U, rows, error, weight, first, table, g):
+    """Six outputs in one pass over x: `error` turns from what each is to have into e, and g += sum e u."""
+    width = x.shape[0]
+    r0, r1, r2 = np.uint64(rows[first]), np.uint64(rows[first + 1]), np.uint64(rows[first + 2])
+    r3, r4, r5 = np.uint64(rows[first + 3]), np.uint64(rows[first + 4]), np.uint64(rows[first + 5])
+    s0 = np.float32(0.0)
+    s1 = np.float32(0.0)
+    s2 = np.float32(0.0)
+    s3 = np.float32(0.0)
+    s4 = np.float32(0.0)
+    s5 = np.float32(0.0)
+    for i in range(width):
+        y = x[i]
+        s0 += y * U[r0, i]
+        s1 += y * U[r1, i]
+        s2 += y * U[r2, i]
+        s3 += y * U[r3, i]
+        s4 += y * U[r4, i]
+        s5 += y * U[r5, i]
+    e0 = error[first] - weight[first] * sigmoid(s0, table)
+    e1 = error[first + 1] - weight[first + 1] * sigmoid(s1, table)
+    e2 = error[first + 2] - weight[first + 2] * sigmoid(s2, table)
+    e3 = error[first + 3] - weight[first + 3] * sigmoid(s3, table)
+    e4 = error[first + 4] - weight[first + 4] * sigmoid(s4, table)
+    e5 = error[first + 5] - weight[first + 5] * sigmoid(s5, table)
+    for i in range(width):
+        g[i] += (e0 * U[r0, i] + e1 * U[r1, i]) + (e2 * U[r2, i] + e3 * U[r3, i]) + (
+            e4 * U[r4, i] + e5 * U[r5, i]
+        )  # fmt: skip
+    error[first], error[first + 1], error[first + 2] = e0, e1, e2
+    error[first + 3], error[first + 4], error[first + 5] = e3, e4, e5
+
+
+@kernel
+@no_type_check
+def output_rows(x, U, rows, error, weight, n, lr, learn, table, g):
+    """One step on the first n of `rows`: g = sum e u, then every u += lr e x, where x and u end with the bias
+    and padding.
+
+    e = weight (target - sigma(x . u)); `error` holds weight * target before and e afterwards. Everything is
+    computed from the old rows, so that a row named twice moves twice, as in the gradient of the sum.
+    """
+    whole = (n + GROUP - 1) // GROUP * GROUP
+    for j in range(n, whole):
+        rows[j], error[j], weight[j] = rows[0], np.float32(0.0), np.float32(0.0)
+    for i in range(g.shape[0]):
+        g[i] = np.float32(0.0)
+    for first in range(0, whole, GROUP):
+        six_errors(x, U, rows, error, weight, first, table, g)
     if learn:
-        step = lr * e
-        for i in range(x.shape[0]):
-            old = u[i]
-            g[i] += e * old
-            u[i] = old + step * x[i]
-    else:
-        for i in range(x.shape[0]):
-            g[i] += e * u[i]
+        for j in range(n):
+            r = np.uint64(rows[j])
+            step = lr * error[j]
+            for i in range(x.shape[0]):
+                U[r, i] += step * x[i]
 
 
 @kernel
 @no_type_check
 def dbow_document(
     tokens, n, d, U, P, c, threshold, other, table, how, noise, dropout, negative, block, shared, lr, doc_lr,
-    learn, h, x, slope, g, state,
+    learn, h, x, slope, g, rows, error, weight, state,
 ):  # fmt: skip
     """One pass over a document: blocks of tokens share the hidden vector and `shared` noise words.
 
@@ -144,10 +187,9 @@ def dbow_document(
         state = hidden_vector(d, P, c, how, noise, dropout, table, h, slope, state)
         for i in range(size):
             x[i] = h[i]
-        for i in range(g.shape[0]):
-            g[i] = np.float32(0.0)
-        for t in range(begin, end):
-            output_row(x, U[tokens[t]], one, one, lr, learn, table, g)
+        m = end - begin
+        for t in range(m):
+            rows[t], error[t], weight[t] = tokens[begin + t], one, one
         for _ in range(drawn):
             state = next_state(state)
             word = draw_word(state, threshold, other)
@@ -155,9 +197,10 @@ def dbow_document(
             for t in range(begin, end):
                 if tokens[t] != word:
                     different += 1
-            if different > 0:
-                weight = np.float32(different * negative) / np.float32(drawn)
-                output_row(x, U[word], np.float32(0.0), weight, lr, learn, table, g)
+            rows[m], error[m] = word, np.float32(0.0)
+            weight[m] = np.float32(different * negative) / np.float32(drawn)
+            m += 1
+        output_rows(x, U, rows, error, weight, m, lr, learn, table, g)
         update_document(d, P, c, how, g, slope, doc_lr, lr, learn)
     return state
 
@@ -166,7 +209,7 @@ def dbow_document(
 @no_type_check
 def dm_document(
     tokens, n, d, U, P, c, W, Q, threshold, other, table, how, noise, dropout, negative, window, combine, lr,
-    doc_lr, learn, h, x, slope, g, state,
+    doc_lr, learn, h, x, slope, g, rows, error, weight, around, gh, state,
 ):  # fmt: skip
     """One pass over a document: the hidden vector and the words around predict the word in the middle.
 
@@ -177,39 +220,43 @@ def dm_document(
     one = np.float32(1.0)
     size, width = h.shape[0], W.shape[1]
     start = 0 if combine == MEAN else size
-    total = start + (2 * window * width if combine == ORDERED else width)
+    stride = width if combine == ORDERED else 0
+    total = start + max(2 * window * stride, width)
     projected = combine == MEAN and Q.shape[0] > 0
-    gh = np.zeros(size, np.float32)
     for i in range(n):
         reach = window
         if combine != ORDERED:
             state = next_state(state)
             reach = 1 + below(state, window)
         low, high = max(0, i - reach), min(n, i + reach + 1)
+        first_slot = start + (low - i + window) * stride
         state = hidden_vector(d, P, c, how, noise, dropout, table, h, slope, state)
-        for j in range(total):
-            x[j] = np.float32(0.0)
-            g[j] = np.float32(0.0)
-        x[total] = one
-        g[total] = np.float32(0.0)
         if combine == ORDERED:
+            for j in range(start, total):
+                x[j] = np.float32(0.0)
+            slot = first_slot
             for t in range(low, high):
                 if t != i:
-                    slot = start + (t - i + window - (1 if t > i else 0)) * width
-                    w = W[tokens[t]]
+                    r, part = np.uint64(tokens[t]), x[slot : slot + width]
                     for j in range(width):
-                        x[slot + j] = w[j]
+                        part[j] = W[r, j]
+                    slot += stride
         else:
-            words = high - low - 1
-            share = one / np.float32(words + 1 if combine == MEAN and not projected else max(words, 1))
+            for j in range(width):
+                around[j] = np.float32(0.0)
             for t in range(low, high):
                 if t != i:
-                    w, part = W[tokens[t]], x[start : start + width]
+                    r = np.uint64(tokens[t])
                     for j in range(width):
-                        part[j] += share * w[j]
+                        around[j] += W[r, j]
+            words = high - low - 1
             if combine == MEAN and not projected:
+                words += 1
                 for j in range(size):
-                    x[j] += share * h[j]
+                    around[j] += h[j]
+            share, part = one / np.float32(max(words, 1)), x[start:total]
+            for j in range(width):
+                part[j] = share * around[j]
         if projected:
             for j in range(width):
                 for q in range(size):
@@ -217,12 +264,15 @@ def dm_document(
         elif combine != MEAN:
             for j in range(size):
                 x[j] = h[j]
-        output_row(x, U[tokens[i]], one, one, lr, learn, table, g)
+        rows[0], error[0], weight[0] = tokens[i], one, one
+        m = 1
         for _ in range(negative):
             state = next_state(state)
             word = draw_word(state, threshold, other)
-            if word != tokens[i]:
-                output_row(x, U[word], np.float32(0.0), one, lr, learn, table, g)
+            rows[m], error[m] = word, np.float32(0.0)
+            weight[m] = np.float32(word != tokens[i])
+            m += 1
+        output_rows(x, U, rows, error, weight, m, lr, learn, table, g)
         if projected:
             for q in range(size):
                 gh[q] = np.float32(0.0)
@@ -236,14 +286,13 @@ def dm_document(
                 gh[q] = g[q]
         update_document(d, P, c, how, gh, slope, doc_lr, lr, learn)
         if learn:
+            slot = first_slot
             for t in range(low, high):
                 if t != i:
-                    slot = start
-                    if combine == ORDERED:
-                        slot += (t - i + window - (1 if t > i else 0)) * width
-                    w, part = W[tokens[t]], g[slot : slot + width]
+                    r, part = np.uint64(tokens[t]), g[slot : slot + width]
                     for j in range(width):
-                        w[j] += lr * part[j]
+                        W[r, j] += lr * part[j]
+                    slot += stride
     return state
 
 
@@ -267,6 +316,16 @@ def paragraph_pass(
     g = np.zeros(U.shape[1], np.float32)
     if not dm:
         x[size] = np.float32(1.0)
+    elif combine == MEAN:
+        x[W.shape[1]] = np.float32(1.0)
+    else:
+        x[size + W.shape[1] * (2 * window if combine == ORDERED else 1)] = np.float32(1.0)
+    most = negative + 1 if dm else block + max(shared, negative)
+    rows = np.zeros(most + GROUP, np.int64)
+    error = np.zeros(most + GROUP, np.float32)
+    weight = np.zeros(most + GROUP, np.float32)
+    around = np.zeros(W.shape[1], np.float32)
+    gh = np.zeros(size, np.float32)
     state = scrambled(seeds[0])
     all_tokens = max(1, offsets[last] - offsets[first])
     trained = 0
@@ -287,11 +346,12 @@ def paragraph_pass(
             if dm:
                 state = dm_document(
                     buffer, n, D[doc], U, P, c, W, Q, threshold, other, table, how, noise, dropout, negative,
-                    window, combine, rate, doc_rate, learn, h, x, slope, g, state,
+                    window, combine, rate, doc_rate, learn, h, x, slope, g, rows, error, weight, around, gh,
+                    state,
                 )  # fmt: skip
             else:
                 state = dbow_document(
                     buffer, n, D[doc], U, P, c, threshold, other, table, how, noise, dropout, negative, block,
-                    shared, rate, doc_rate, learn, h, x, slope, g, state,
+                    shared, rate, doc_rate, learn, h, x, slope, g, rows, error, weight, state,
                 )  # fmt: skip
     return trained
