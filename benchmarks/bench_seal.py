@@ -184,17 +184,21 @@ def mask_rows(documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
     return [row(f"masks of 5 steps of {BEAMS} beams", seconds, *cases, "at least 1x")]
 
 
-def aggregation_row(documents: list[list[int]], repeats: int) -> dict[str, Any]:
-    """300 keys to ranked documents, beside the same first stage in dictionaries."""
+def aggregation_rows(documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
+    """300 keys to ranked documents, without and with unigrams, beside the same first stage in dictionaries."""
     from gradatim.inference import Key, KeyScoring, TokenIndex, score_documents
+    from gradatim.inference.ngram_scoring import unigram_weights_of
 
     index = TokenIndex.build(documents)
     rng = np.random.default_rng(0)
-    keys = []
-    for length in rng.integers(1, 9, 300).tolist():
-        (ngram,) = prefixes(documents, length, 1) if length else ((),)
-        keys.append(Key(ngram, float(-rng.exponential(4)), index.count(ngram), True))
+    ngrams = list(dict.fromkeys(n for length in range(1, 9) for n in prefixes(documents, length, 80)))
+    keys = [
+        Key(ngrams[i], float(-rng.exponential(4)), index.count(ngrams[i]), True)
+        for i in rng.permutation(len(ngrams))[:300].tolist()
+    ]
     settings = KeyScoring()
+    logits = 3 * rng.normal(size=index.vocab_size)
+    unigrams = unigram_weights_of(index, logits - np.logaddexp.reduce(logits))
 
     def python() -> list[tuple[int, float]]:
         n, weights = index.n_tokens, {}
@@ -223,12 +227,17 @@ def aggregation_row(documents: list[list[int]], repeats: int) -> dict[str, Any]:
                     covered[doc] |= tokens
         return sorted(scores.items(), key=lambda item: -item[1])[:10]
 
+    peer = "Python dictionaries, first stage"
     cases = {
         "score_documents, both stages": lambda: score_documents(index, keys, settings, k=10),
-        "Python dictionaries, first stage": python,
+        "the same with 5,000 unigrams": lambda: score_documents(index, keys, settings, unigrams, k=10),
+        peer: python,
     }
     seconds = alternate(cases, repeats, clock="cpu")
-    return row("300 keys to ranked documents", seconds, *cases, "below 3 ms")
+    return [
+        row("300 keys to ranked documents", seconds, "score_documents, both stages", peer, "below 3 ms"),
+        row("300 keys and 5,000 unigrams", seconds, "the same with 5,000 unigrams", peer, "none"),
+    ]
 
 
 def query_row(texts: list[str], queries: list[str], repeats: int) -> dict[str, Any] | None:
@@ -304,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [*size_rows(documents), *build_rows(documents, options.repeats)]
     rows += step_rows(documents, options.repeats)
     rows += mask_rows(documents, options.repeats)
-    rows.append(aggregation_row(documents, options.repeats))
+    rows += aggregation_rows(documents, options.repeats)
     if not options.skip_model:
         whole = query_row(texts, queries, options.repeats)
         rows += [whole] if whole else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal, getcontext
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradatim.inference import Key, KeyScoring, TokenIndex, score_documents
+from gradatim.inference import Key, KeyScoring, TokenIndex, ngram_scoring, score_documents
 from gradatim.inference.key_weights import log_odds, log_one_minus_exp
 from gradatim.inference.ngram_scoring import unigram_weights_of
 
@@ -164,6 +165,64 @@ def test_scores_are_those_of_the_formulas(memory, case):
             assert order == sorted(order)
             few = score_documents(index, keys, case, weights, k=3)
             assert [(f.doc, f.score) for f in few] == [(f.doc, f.score) for f in found[:3]]
+
+
+def many_documents(seed):
+    """Documents of which few hold several keys, with a key that is in nearly all of them."""
+    rng = np.random.default_rng(seed)
+    documents = [rng.integers(0, 30, rng.integers(5, 40)).tolist() for _ in range(300)]
+    keys = []
+    for _ in range(60):
+        document = documents[rng.integers(300)]
+        begin, length = int(rng.integers(len(document))), int(rng.integers(1, 4))
+        keys.append(Key(tuple(document[begin : begin + length]), float(-rng.exponential(2)), 0, True))
+    index = TokenIndex.build(documents, vocab_size=41, eod=EOD)
+    keys = [replace(key, count=index.count(key.ngram)) for key in keys]
+    return index, keys, np.abs(rng.normal(size=41)) * (rng.random(41) < 0.3)
+
+
+@pytest.mark.parametrize("first_batch", [1, 7, 32])
+@pytest.mark.parametrize(
+    "case",
+    [
+        KeyScoring(max_hits=20, smoothing=0.5),
+        KeyScoring(max_hits=20, smoothing=0.5, single_key=0.7),
+        KeyScoring(max_hits=20, smoothing=0.5, beta=0.0, alpha=1.0),
+        KeyScoring(max_hits=20, fully_score=50, smoothing=0.5),
+        KeyScoring(scoring="lm", max_hits=20),
+        KeyScoring(scoring="lm+fm", max_hits=20, smoothing=0.5),
+    ],
+    ids=range(6),
+)
+def test_the_best_few_are_found_without_scoring_all(monkeypatch, case, first_batch):
+    monkeypatch.setattr(ngram_scoring, "_FIRST_BATCH", first_batch)
+    read: list[int] = []
+    reader = ngram_scoring.read_with_boundaries
+    monkeypatch.setattr(
+        ngram_scoring,
+        "read_with_boundaries",
+        lambda index, docs: (read.append(len(docs)), reader(index, docs))[1],
+    )
+    most = []
+    for seed in range(8):
+        index, keys, unigrams = many_documents(seed)
+        for weights in (None, unigrams):
+            whole = score_documents(index, keys, case, weights)
+            for k in (1, 5, len(whole), len(whole) + 3):
+                read.clear()
+                assert score_documents(index, keys, case, weights, k=k) == whole[:k]
+                most.append((k, sum(read), len(whole)))
+    if case.scoring == "intersective" and first_batch == 1:
+        assert any(0 < n < total / 2 for k, n, total in most if k == 1)
+
+
+@pytest.mark.parametrize("scoring", [{"single_key": 1.0}, {"scoring": "lm+fm"}])
+def test_a_document_whose_best_key_is_frequent_is_found(monkeypatch, scoring):
+    monkeypatch.setattr(ngram_scoring, "_FIRST_BATCH", 1)
+    index = TokenIndex.build([[0, 1, 2], [3, 4, 4, 5], [6] * 20])
+    keys = [Key((0,), -0.5, 1, True), Key((3,), -1.5, 1, True), Key((4,), -0.01, 2, True)]
+    settings = KeyScoring(max_hits=1, smoothing=0.1, **scoring)
+    assert [f.doc for f in score_documents(index, keys, settings, k=1)] == [1]
 
 
 def test_what_keys_added_sums_to_the_score_without_unigrams():

@@ -94,6 +94,24 @@ def test_hits_are_the_scores_of_the_keys(model, tokenizer):
             assert all(words in text and count >= 1 and gain >= 0 for words, count, gain in hit.keys)
 
 
+def test_tokens_that_are_no_keys_add_their_weight_without_exponent(model, tokenizer):
+    few = {"num_beams": 1, "ngram_length": 1, "query_ngrams": False, "unigrams": 20}
+    counted = 0
+    for smoothing in (0.1, 2.0):
+        made = retriever(model, tokenizer, **few, smoothing=smoothing).fit(TEXTS)
+        for query in ("good music", "film", "all of you"):
+            ((keys, first),) = made.keys_of([query])
+            weights = unigram_weights_of(made.index_, first, 20, smoothing, tokenizer.all_special_ids)
+            with_tokens, without = (
+                {e.doc: e.score for e in score_documents(made.index_, keys, made.key_scoring(), w)}
+                for w in (weights, None)
+            )
+            found = {e.doc: e.score for e in made.search_documents([query], None)[0]}
+            assert found == pytest.approx(with_tokens, rel=1e-6)
+            counted += sum(with_tokens[doc] > without[doc] + 1e-3 for doc in without)
+    assert counted
+
+
 def test_parts_can_be_left_out(tokenizer):
     model = tiny_llama()
     counts = {}

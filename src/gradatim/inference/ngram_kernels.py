@@ -26,13 +26,21 @@ def slot_of(nodes, tokens, mask, node, token):
 
 @njit(cache=True)
 @no_type_check
-def build_trie(key_begin, key_token, nodes, tokens, children, ends):
-    """Edges (node, token) -> child in open addressing; ends[node] is the key that ends there, or -1."""
+def build_trie(key_begin, key_token, numbers, roots, nodes, tokens, children, ends):
+    """roots[token] is the node of a first token, or -1.
+
+    Further edges (node, token) -> child are in open addressing; ends[node] is the number of the key that
+    ends there, or -1.
+    """
     mask = nodes.shape[0] - 1
-    size = 1
+    size = 0
     for key in range(key_begin.shape[0] - 1):
-        node = 0
-        for at in range(key_begin[key], key_begin[key + 1]):
+        first = key_token[key_begin[key]]
+        if roots[first] < 0:
+            roots[first] = size
+            size += 1
+        node = np.int64(roots[first])
+        for at in range(key_begin[key] + 1, key_begin[key + 1]):
             slot = slot_of(nodes, tokens, mask, node, key_token[at])
             if nodes[slot] < 0:
                 nodes[slot] = node
@@ -40,13 +48,12 @@ def build_trie(key_begin, key_token, nodes, tokens, children, ends):
                 children[slot] = size
                 size += 1
             node = children[slot]
-        ends[node] = key
-    return size
+        ends[node] = numbers[key]
 
 
 @njit(cache=True)
 @no_type_check
-def match(nodes, tokens, children, ends, longest, doc_begin, doc_token, out_doc, out_key, out_place):
+def match(roots, nodes, tokens, children, ends, longest, doc_begin, doc_token, out_doc, out_key, out_place):
     """Every occurrence of every key: document, key and place. Returns how many there are in all.
 
     Those beyond the length of the outputs are only counted.
@@ -56,19 +63,31 @@ def match(nodes, tokens, children, ends, longest, doc_begin, doc_token, out_doc,
     for doc in range(doc_begin.shape[0] - 1):
         begin, end = doc_begin[doc], doc_begin[doc + 1]
         for place in range(begin, end):
-            node = 0
-            for at in range(place, min(place + longest, end)):
-                slot = slot_of(nodes, tokens, mask, node, doc_token[at])
-                if nodes[slot] < 0:
-                    break
-                node = children[slot]
+            node = np.int64(roots[doc_token[place]])
+            at = place
+            while node >= 0:
                 if ends[node] >= 0:
                     if found < out_doc.shape[0]:
                         out_doc[found] = doc
                         out_key[found] = ends[node]
                         out_place[found] = place - begin
                     found += 1
+                at += 1
+                if at >= end or at >= place + longest:
+                    break
+                slot = slot_of(nodes, tokens, mask, node, doc_token[at])
+                node = children[slot] if nodes[slot] >= 0 else np.int64(-1)
     return found
+
+
+@njit(cache=True)
+@no_type_check
+def put_boundaries(begin, tokens, out):
+    """Documents of tokens + 1, each with 0 in front."""
+    for doc in range(begin.shape[0] - 1):
+        out[begin[doc] + doc] = 0
+        for i in range(begin[doc], begin[doc + 1]):
+            out[i + doc + 1] = tokens[i] + 1
 
 
 @njit(cache=True)
@@ -85,6 +104,7 @@ def choose(
     doc_begin,
     doc_token,
     unigram,
+    base,
     used,
     stamp,
     counted,
@@ -98,24 +118,28 @@ def choose(
     Matches of a document are sorted by key, then place. An occurrence is taken where no better one lies; a
     key counts once, with gain * (1 - beta + beta * share of its tokens that no better chosen key has). Then
     each distinct token left free adds its unigram weight, less beta of it where a chosen key has the token.
+
+    used[place], stamp[token] and counted[token] hold the last document in which the place was taken, the
+    token was in a chosen key, the token was added. Documents are numbered from `base` there, so that the
+    arrays serve many calls.
     """
     chosen = 0
-    for doc in range(match_begin.shape[0] - 1):
-        chosen_begin[doc] = chosen
-        used[:] = False
+    for row in range(match_begin.shape[0] - 1):
+        doc = base + row
+        chosen_begin[row] = chosen
         score = 0.0
         last = -1
-        for at in range(match_begin[doc], match_begin[doc + 1]):
+        for at in range(match_begin[row], match_begin[row + 1]):
             key, place = match_key[at], match_place[at]
             free = True
             for i in range(place, place + key_length[key]):
-                if used[i]:
+                if used[i] == doc:
                     free = False
                     break
             if not free:
                 continue
             for i in range(place, place + key_length[key]):
-                used[i] = True
+                used[i] = doc
             if key == last:
                 continue
             last = key
@@ -131,11 +155,11 @@ def choose(
             chosen_gain[chosen] = added
             chosen += 1
         if doc_begin.shape[0] > 1:
-            begin = doc_begin[doc]
-            for i in range(begin, doc_begin[doc + 1]):
+            begin = doc_begin[row]
+            for i in range(begin, doc_begin[row + 1]):
                 token = doc_token[i]
-                if unigram[token] > 0.0 and not used[i - begin] and counted[token] != doc:
+                if unigram[token] > 0.0 and used[i - begin] != doc and counted[token] != doc:
                     counted[token] = doc
                     score += unigram[token] * (1.0 - beta if stamp[token] == doc else 1.0)
-        out_score[doc] = score
+        out_score[row] = score
     chosen_begin[match_begin.shape[0] - 1] = chosen

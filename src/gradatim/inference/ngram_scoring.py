@@ -16,14 +16,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from gradatim.inference import ngram_kernels as kernels
+from gradatim.inference.key_table import KeyTable
 from gradatim.inference.key_weights import log_odds
+from gradatim.inference.ngram_matches import KeyTrie, Matches, read_with_boundaries
 from gradatim.inference.substring_beams import Key
-from gradatim.inference.substring_index import SubstringIndex, ranges_of_many
+from gradatim.inference.substring_index import SubstringIndex
 
 Scoring = Literal["lm", "lm+fm", "intersective"]
+_FIRST_BATCH, _LARGEST_BATCH = 32, 512
+_ROUNDING = 1e-9  # far above what the order of a sum can change
 
 
 @dataclass(frozen=True)
@@ -92,32 +96,79 @@ def score_documents(
     """The `k` best documents (all that a rare key brings in for None), best first, ties by document.
 
     `unigram_weights` holds w(t, q) of single tokens, 0 where there is none; see `unigram_weights_of`.
+
+    Rare keys are located in the index, the others by reading documents: in descending order of a bound on
+    their scores, until no other document can be among the `k` best.
     """
-    table = _weigh(index, keys, settings)
-    if not table.keys:
-        return []
     best_only = settings.scoring != "intersective"
-    rare = np.flatnonzero(table.counts <= settings.max_hits)
-    number, docs, places = index.places(table.ranges[rare], table.lengths[rare])
-    first = _score(table, settings, docs, rare[number], places + 1, None, None)
-    kept = np.lexsort((first.docs, -first.scores))[: settings.fully_score]
-    chosen = np.sort(first.docs[kept])
-    if not len(chosen):
+    by_odds = settings.scoring != "lm"
+    table = KeyTable.of(
+        index,
+        keys,
+        smoothing=settings.smoothing,
+        length_penalty=settings.length_penalty,
+        most=settings.max_count,
+        by_odds=by_odds,
+        partial=by_odds if settings.partial_keys is None else settings.partial_keys,
+    )
+    frequent = table.counts > settings.max_hits
+    rare = np.flatnonzero(~frequent)
+    if not len(rare):
         return []
-    offsets, tokens = _with_boundaries(index, chosen)
-    doc, key, place = _matches(table, offsets, tokens)
-    unigrams = None
-    if unigram_weights is not None and not best_only:
-        unigrams = np.zeros(table.bound)
-        unigrams[1 : 1 + len(unigram_weights)] = unigram_weights  # tokens are shifted: 0 is the boundary
-        single = [n.ngram[0] for n in table.keys if len(n.ngram) == 1]
-        unigrams[np.array(single, dtype=np.int64) + 1] = 0.0
-        unigrams[0] = 0.0
-    full = _score(table, settings, doc, key, place, (offsets, tokens), unigrams)
-    order = np.lexsort((full.docs, -full.scores))[:k]
+    number, docs, places = index.places(table.ranges[rare], table.lengths[rare])
+    found = Matches.sort(docs, rare[number], places + 1)
+    scorer = _BestKey(table) if best_only else _Intersection(table, settings, unigram_weights)
+    more = frequent.any() or scorer.reads_documents
+    if len(found.docs) > settings.fully_score or not more:
+        first = scorer.score(found, None)
+        kept = np.lexsort((first.docs, -first.scores))[: settings.fully_score]
+        if not more:
+            return _best([first], [kept], table, k)
+        found = found.of(np.sort(kept))
+    return _fully_scored(index, table, frequent, found, scorer, k)
+
+
+def _fully_scored(
+    index: SubstringIndex,
+    table: KeyTable,
+    frequent: Bool[np.ndarray, " keys"],
+    found: Matches,
+    scorer: _Scorer,
+    k: int | None,
+) -> list[ScoredDocument]:
+    """Documents with all keys, in the order of what they could reach, until no other can be among the k."""
+    trie = KeyTrie.of(table, frequent)
+    bounds = scorer.bounds(found, frequent)
+    order = np.argsort(-bounds, kind="stable")
+    bounds = bounds[order]
+    done: list[_Scores] = []
+    at, end, size = 0, len(order), len(order) if k is None else max(_FIRST_BATCH, k)
+    while at < end:
+        batch = found.of(np.sort(order[at : min(at + size, end)]))
+        texts = read_with_boundaries(index, batch.docs)
+        if frequent.any():
+            batch = batch.joined(*trie.find(*texts))
+        done.append(scorer.score(batch, texts))
+        at, size = at + size, min(2 * size, _LARGEST_BATCH)
+        if k is not None and k <= at < end:
+            worst = np.partition(np.concatenate([part.scores for part in done]), -k)[-k]
+            end = int(np.searchsorted(-bounds, -(worst - _ROUNDING * abs(worst)), side="right"))
+    return _best(done, [np.arange(len(part.docs)) for part in done], table, k)
+
+
+def _best(
+    parts: Sequence[_Scores], rows: Sequence[Int[np.ndarray, " _"]], table: KeyTable, k: int | None
+) -> list[ScoredDocument]:
+    """The k best of the given rows of each part."""
+    docs, scores = (
+        np.concatenate([getattr(part, name)[of_part] for part, of_part in zip(parts, rows, strict=True)])
+        for name in ("docs", "scores")
+    )
+    part = np.repeat(np.arange(len(parts)), [len(of_part) for of_part in rows])
+    row = np.concatenate(rows)
     return [
-        ScoredDocument(int(chosen[full.docs[i]]), float(full.scores[i]), full.keys_of(i, table))
-        for i in order.tolist()
+        ScoredDocument(int(docs[i]), float(scores[i]), parts[part[i]].keys_of(int(row[i]), table))
+        for i in np.lexsort((docs, -scores))[:k].tolist()
     ]
 
 
@@ -144,181 +195,110 @@ def unigram_weights_of(
 
 
 @dataclass(frozen=True)
-class _Table:
-    """Keys in descending order of value, and their n-grams as shifted tokens."""
-
-    keys: list[Key]
-    values: Float[np.ndarray, " keys"]
-    counts: Int[np.ndarray, " keys"]
-    ranges: Int[np.ndarray, "keys shards 2"]
-    lengths: Int[np.ndarray, " keys"]
-    begin: Int[np.ndarray, " keys_and_one"]
-    tokens: Int[np.ndarray, " total"]
-    bound: int
-
-
-@dataclass(frozen=True)
 class _Scores:
+    """Scores of documents, and the keys chosen in docs[i] from chosen_begin[i] on with what each added."""
+
     docs: Int[np.ndarray, " docs"]
     scores: Float[np.ndarray, " docs"]
     chosen_begin: Int[np.ndarray, " docs_and_one"]
     chosen_key: Int[np.ndarray, " chosen"]
     chosen_gain: Float[np.ndarray, " chosen"]
 
-    def keys_of(self, i: int, table: _Table) -> list[tuple[Key, float]]:
+    def keys_of(self, i: int, table: KeyTable) -> list[tuple[Key, float]]:
         at = slice(int(self.chosen_begin[i]), int(self.chosen_begin[i + 1]))
-        pairs = zip(self.chosen_key[at], self.chosen_gain[at], strict=True)
-        return [(table.keys[key], float(gain)) for key, gain in pairs]
+        pairs = zip(self.chosen_key[at].tolist(), self.chosen_gain[at].tolist(), strict=True)
+        return [(table.keys[key], gain) for key, gain in pairs]
 
 
-def _weigh(index: SubstringIndex, keys: Sequence[Key], settings: KeyScoring) -> _Table:
-    partial = settings.scoring != "lm" if settings.partial_keys is None else settings.partial_keys
-    best: dict[tuple[int, ...], Key] = {}
-    for key in keys:
-        if key.tokens and (partial or key.complete):
-            known = best.get(key.ngram)
-            if known is None or key.log_prob > known.log_prob:
-                best[key.ngram] = key
-    found = list(best.values())
-    log_probs = np.array([key.log_prob for key in found], dtype=np.float64)
-    counts = np.array([key.count for key in found], dtype=np.int64)
-    lengths = np.array([len(key.tokens) for key in found], dtype=np.int64)
-    if settings.scoring == "lm":
-        values = log_probs
-        useful = counts > 0
-    else:
-        values = log_odds(
-            log_probs, counts, index.n_tokens, settings.smoothing, lengths, settings.length_penalty
+Texts = tuple[Int[np.ndarray, " docs_and_one"], Int[np.ndarray, " total"]]
+
+
+class _BestKey:
+    """W(d) = the value of the best key in d."""
+
+    reads_documents = False
+
+    def __init__(self, table: KeyTable) -> None:
+        self.values = table.values
+
+    def score(self, found: Matches, texts: Texts | None) -> _Scores:
+        best = found.key[found.begin[:-1]]
+        values = self.values[best]
+        return _Scores(found.docs, values, np.arange(len(best) + 1), best, values)
+
+    def bounds(self, found: Matches, frequent: Bool[np.ndarray, " keys"]) -> Float[np.ndarray, " docs"]:
+        """What documents cannot exceed, with keys of which no occurrence is known."""
+        return np.maximum(
+            self.values[found.key[found.begin[:-1]]], self.values[frequent].max(initial=-np.inf)
         )
-        useful = (counts > 0) & (values > 0)
-    useful &= counts <= settings.max_count
-    order = sorted(np.flatnonzero(useful), key=lambda i: (-values[i], found[i].ngram))
-    kept = [found[i] for i in order]
-    ngrams = [key.ngram for key in kept]
-    shifted = [[0 if t == index.eod else t + 1 for t in ngram] for ngram in ngrams]
-    sizes = np.array([len(ngram) for ngram in ngrams], dtype=np.int64)
-    return _Table(
-        kept,
-        values[order] if order else np.empty(0),
-        counts[order] if order else np.empty(0, dtype=np.int64),
-        ranges_of_many(index, ngrams),
-        sizes,
-        np.concatenate([[0], np.cumsum(sizes)]),
-        np.array([t for ngram in shifted for t in ngram], dtype=np.int64),
-        index.vocab_size + 2,
-    )
 
 
-def _with_boundaries(
-    index: SubstringIndex, docs: Int[np.ndarray, " docs"]
-) -> tuple[Int[np.ndarray, " docs_and_one"], Int[np.ndarray, " total"]]:
-    """Shifted tokens of documents, each with the boundary 0 in front."""
-    offsets, tokens = index.tokens_of(docs)
-    offsets = offsets + np.arange(len(offsets))
-    shifted = np.zeros(int(offsets[-1]), dtype=np.int64)
-    inside = np.ones(len(shifted), dtype=bool)
-    inside[offsets[:-1]] = False
-    shifted[inside] = tokens + 1
-    return offsets, shifted
+class _Intersection:
+    """W(d) = sum over chosen keys of w^alpha cover, then unigrams; arrays are kept from call to call."""
+
+    def __init__(
+        self, table: KeyTable, settings: KeyScoring, unigram_weights: Float[np.ndarray, " vocab"] | None
+    ) -> None:
+        self.beta, self.single_key = float(settings.beta), settings.single_key
+        self.gain = table.values**settings.alpha
+        self.lengths, self.sets = table.lengths, table.distinct_tokens()
+        self.reads_documents = unigram_weights is not None
+        self.unigrams = np.zeros(table.bound)
+        if unigram_weights is not None:
+            self.unigrams[1 : 1 + len(unigram_weights)] = unigram_weights  # shifted: 0 is the boundary
+            # A key takes the places of its own token: none is left, and what documents can reach is less.
+            self.unigrams[table.tokens[table.begin[:-1][self.lengths == 1]]] = 0.0
+        self.stamp = np.full(table.bound, -1, dtype=np.int32)
+        self.counted = self.stamp.copy() if self.reads_documents else self.stamp[:0]
+        self.used = np.full(1024, -1, dtype=np.int32)
+        self.base = 0
+
+    def score(self, found: Matches, texts: Texts | None) -> _Scores:
+        """Scores of the documents of `found`; unigrams only with their texts."""
+        reach = int((found.place + self.lengths[found.key]).max(initial=0))
+        offsets, tokens = np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64)
+        if texts is not None and self.reads_documents:
+            offsets, tokens = texts
+            reach = max(reach, int(np.diff(offsets).max(initial=0)))
+        if reach > len(self.used):
+            self.used = np.full(2 * reach, -1, dtype=np.int32)
+        n = len(found.docs)
+        scores, begin = np.empty(n), np.empty(n + 1, dtype=np.int64)
+        chosen, gains = np.empty(len(found.key), dtype=np.int64), np.empty(len(found.key))
+        kernels.choose(
+            found.begin,
+            found.key,
+            found.place,
+            self.lengths,
+            *self.sets,
+            self.gain,
+            self.beta,
+            offsets,
+            tokens,
+            self.unigrams,
+            self.base,
+            self.used,
+            self.stamp,
+            self.counted,
+            scores,
+            begin,
+            chosen,
+            gains,
+        )
+        self.base += n
+        return _Scores(
+            found.docs, self._mixed(scores, self.gain[found.key[found.begin[:-1]]]), begin, chosen, gains
+        )
+
+    def bounds(self, found: Matches, frequent: Bool[np.ndarray, " keys"]) -> Float[np.ndarray, " docs"]:
+        """What documents cannot exceed, with keys of which no occurrence is known."""
+        known = np.add.reduceat(np.where(found.first_of_key(), self.gain[found.key], 0.0), found.begin[:-1])
+        unknown = float(self.gain[frequent].sum() + np.maximum(self.unigrams, 0.0).sum())
+        best = np.maximum(self.gain[found.key[found.begin[:-1]]], self.gain[frequent].max(initial=0.0))
+        return self._mixed(known + unknown, best)
+
+    def _mixed(self, total: Float[np.ndarray, " docs"], best: np.ndarray) -> Float[np.ndarray, " docs"]:
+        return (1 - self.single_key) * total + self.single_key * best if self.single_key else total
 
 
-def _matches(
-    table: _Table, offsets: Int[np.ndarray, " docs_and_one"], tokens: Int[np.ndarray, " total"]
-) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-    """Document, key and place of every occurrence of every key."""
-    size = 1 << max(4, int(2 * len(table.tokens)).bit_length())
-    nodes, edges, children = (np.full(size, -1, dtype=np.int64) for _ in range(3))
-    ends = np.full(len(table.tokens) + 1, -1, dtype=np.int64)
-    kernels.build_trie(table.begin, table.tokens, nodes, edges, children, ends)
-    longest = int(table.lengths.max())
-    room = max(1024, len(tokens))
-    while True:
-        out = [np.empty(room, dtype=np.int64) for _ in range(3)]
-        count = kernels.match(nodes, edges, children, ends, longest, offsets, tokens, *out)
-        if count <= room:
-            return out[0][:count], out[1][:count], out[2][:count]
-        room = count
-
-
-def _score(
-    table: _Table,
-    settings: KeyScoring,
-    docs: Int[np.ndarray, " found"],
-    key: Int[np.ndarray, " found"],
-    place: Int[np.ndarray, " found"],
-    texts: tuple[Int[np.ndarray, " docs_and_one"], Int[np.ndarray, " total"]] | None,
-    unigrams: Float[np.ndarray, " bound"] | None,
-) -> _Scores:
-    """Scores of the documents with a match. Without `texts` unigrams are left out."""
-    docs, key, place = _sorted(docs, key, place, len(table.keys))
-    begin = np.flatnonzero(np.concatenate([[True], docs[1:] != docs[:-1]]))[: len(docs)]
-    names = docs[begin]
-    begin = np.concatenate([begin, [len(docs)]]).astype(np.int64)
-    if settings.scoring != "intersective":
-        best = key[begin[:-1]]
-        return _Scores(names, table.values[best], np.arange(len(names) + 1), best, table.values[best])
-    gain = table.values**settings.alpha
-    set_begin, set_token = _distinct(table)
-    scores = np.empty(len(names))
-    chosen_begin = np.empty(len(names) + 1, dtype=np.int64)
-    chosen_key, chosen_gain = np.empty(len(docs), dtype=np.int64), np.empty(len(docs))
-    reach = int((place + table.lengths[key]).max(initial=0))
-    if texts is not None and unigrams is not None:
-        offsets, tokens = texts
-        begins, sizes = offsets[names], np.diff(offsets)[names]
-        reach = max(reach, int(sizes.max(initial=0)))
-        doc_begin = np.concatenate([[0], np.cumsum(sizes)])
-        doc_token = tokens[np.arange(int(sizes.sum())) + np.repeat(begins - doc_begin[:-1], sizes)]
-    else:
-        unigrams = np.zeros(table.bound)
-        doc_begin, doc_token = np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64)
-    kernels.choose(
-        begin,
-        key,
-        place,
-        table.lengths,
-        set_begin,
-        set_token,
-        gain,
-        float(settings.beta),
-        doc_begin,
-        doc_token,
-        unigrams,
-        np.zeros(reach, dtype=np.bool_),
-        np.full(table.bound, -1, dtype=np.int64),
-        np.full(table.bound, -1, dtype=np.int64),
-        scores,
-        chosen_begin,
-        chosen_key,
-        chosen_gain,
-    )
-    if settings.single_key:
-        scores = (1 - settings.single_key) * scores + settings.single_key * gain[key[begin[:-1]]]
-    return _Scores(names, scores, chosen_begin, chosen_key, chosen_gain)
-
-
-def _sorted(
-    docs: Int[np.ndarray, " found"],
-    key: Int[np.ndarray, " found"],
-    place: Int[np.ndarray, " found"],
-    keys: int,
-) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-    """Matches by document, key and place: as one number each where it fits, which sorts faster."""
-    reach = int(place.max(initial=0)) + 1
-    if int(docs.max(initial=0)) + 1 < 2**62 // (keys * reach):
-        code = np.sort((docs * keys + key) * reach + place)
-        code, place = np.divmod(code, reach)
-        docs, key = np.divmod(code, keys)
-        return docs, key, place
-    order = np.lexsort((place, key, docs))
-    return docs[order], key[order], place[order]
-
-
-def _distinct(table: _Table) -> tuple[Int[np.ndarray, " keys_and_one"], Int[np.ndarray, " total"]]:
-    """Distinct tokens of every key, the boundary left out: it is no token."""
-    sets = [
-        [int(t) for t in dict.fromkeys(table.tokens[a:b].tolist()) if t]
-        for a, b in zip(table.begin[:-1], table.begin[1:], strict=True)
-    ]
-    begin = np.concatenate([[0], np.cumsum([len(s) for s in sets])]).astype(np.int64)
-    return begin, np.array([t for s in sets for t in s], dtype=np.int64)
+_Scorer = _BestKey | _Intersection

@@ -68,10 +68,11 @@ def ranges_of_many(index: SubstringIndex, ngrams: Sequence[Sequence[int]]) -> In
     """The ranges of many n-grams of any lengths, one call of the index per length."""
     ranges = index.roots(len(ngrams))
     lengths = np.array([len(ngram) for ngram in ngrams], dtype=np.int64)
+    begin = np.cumsum(lengths) - lengths
+    tokens = np.array([token for ngram in ngrams for token in ngram], dtype=np.int64)
     for depth in range(int(lengths.max(initial=0))):
         rows = np.flatnonzero(lengths > depth)
-        tokens = np.array([ngrams[i][depth] for i in rows.tolist()], dtype=np.int64)
-        ranges[rows] = index.advance(ranges[rows], depth, tokens)
+        ranges[rows] = index.advance(ranges[rows], depth, tokens[begin[rows] + depth])
     return ranges
 
 

@@ -175,3 +175,46 @@ def fill_pairs(text, sa, pair_symbol, pair_row):
             pair_row[at] = row
             at += 1
         last_first, last_second = first, second
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def read(text, begin, end, out):
+    """The symbols of many ranges, one after another."""
+    at = 0
+    for i in range(begin.shape[0]):
+        for place in range(max(begin[i], 0), min(end[i], text.shape[0])):
+            if at < out.shape[0]:
+                out[at] = text[place]
+                at += 1
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def translate(symbols, alphabet, tokens):
+    """tokens[i] = alphabet[symbols[i] - 1]; False where there is a symbol of no token."""
+    for i in range(tokens.shape[0]):
+        at = np.int64(symbols[i]) - 1
+        if at < 0 or at >= alphabet.shape[0]:
+            return False
+        tokens[i] = alphabet[at]
+    return True
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def holders(starts, blocks, shift, places, out):
+    """Number of the range starts[i] ... starts[i + 1] that holds each place.
+
+    blocks[b] is that of place b << shift, so that few steps of bisection are left.
+    """
+    for k in range(places.shape[0]):
+        block = places[k] >> shift
+        low, high = blocks[block], blocks[block + 1] + 1
+        while high - low > 1:
+            middle = (low + high) >> 1
+            if starts[middle] <= places[k]:
+                low = middle
+            else:
+                high = middle
+        out[k] = low

@@ -111,7 +111,9 @@ class SuffixRows:
         self, begin: Int[np.ndarray, " docs"], end: Int[np.ndarray, " docs"], docs: Int[np.ndarray, " docs"]
     ) -> UInt[np.ndarray, " total"]:
         """The symbols at [begin, end) of every document, one after another."""
-        return self.text[concatenated_ranges(begin, end)]
+        out = np.empty(int((end - begin).sum()), dtype=self.text.dtype)
+        kernels.read(self.text, begin, end, out)
+        return out
 
     def _tables(self) -> tuple[np.ndarray, ...]:
         return self.text, self.sa, self.firsts, self.pair_begin, self.pair_symbol, self.pair_row

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int, Integer
 
+from gradatim.inference import suffix_kernels as kernels
+from gradatim.inference.document_bounds import DocumentBounds
 from gradatim.inference.index_file import IndexFormatError, read_index, require, whole_number, write_index
 from gradatim.inference.index_labels import Labels
 from gradatim.inference.suffix_rows import SuffixRows, concatenated_ranges
@@ -67,6 +69,7 @@ class TokenIndex:
         self._rows = rows
         self._alphabet = alphabet
         self._starts = starts  # place of the boundary before each document, and of the last boundary
+        self._bounds = DocumentBounds(starts)
         self.vocab_size = vocab_size
         self.eod = eod
         self.labels = labels
@@ -149,8 +152,7 @@ class TokenIndex:
         """Offsets per document, and the token ids of all of them, one after another."""
         begin, end = self._starts[docs] + 1, self._starts[docs + 1]
         offsets = np.concatenate([[0], np.cumsum(end - begin)])
-        symbols = self._rows.symbols(begin, end, docs)
-        return offsets, self._to_tokens(symbols.astype(np.int64))
+        return offsets, self._to_tokens(self._rows.symbols(begin, end, docs))
 
     # --- Look-ups ------------------------------------------------------------------------------------------
 
@@ -232,8 +234,11 @@ class TokenIndex:
         self, ranges: Int[np.ndarray, "m 1 2"], depth: Any, tokens: Int[np.ndarray, " m"]
     ) -> Int[np.ndarray, "m 1 2"]:
         """Ranges after one token more each; the boundary `eod` is allowed, for the beginning of documents."""
-        lo, hi = self.extend(ranges[:, 0, 0], ranges[:, 0, 1], depth, tokens)
-        return np.stack([lo, hi], axis=-1)[:, None]
+        out = np.empty((len(ranges), 1, 2), dtype=np.int64)
+        deep = np.full(len(ranges), depth, dtype=np.int64)
+        lo, hi = ranges[:, 0, 0].copy(), ranges[:, 0, 1].copy()
+        out[:, 0, 0], out[:, 0, 1] = self._rows.extend(lo, hi, deep, self._to_symbols(tokens))
+        return out
 
     def probe(
         self, ranges: Int[np.ndarray, "m 1 2"], depth: Any, tokens: Int[np.ndarray, "m k"]
@@ -257,7 +262,7 @@ class TokenIndex:
         lo, hi = ranges[:, 0, 0], ranges[:, 0, 1]
         number = np.repeat(np.arange(len(lo)), hi - lo)
         places = self._rows.positions(concatenated_ranges(lo, hi), depth[number])
-        docs = np.searchsorted(self._starts, places, side="right") - 1
+        docs = self._bounds.holders(places)
         inside = docs < self.n_documents
         number, docs, places = number[inside], docs[inside], places[inside]
         return number, docs, places - self._starts[docs] - 1
@@ -378,15 +383,16 @@ class TokenIndex:
         return table
 
     def _to_symbols(self, tokens: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        known = (tokens >= 0) & (tokens < self.vocab_size)
-        symbols = np.where(known, self._symbol_of[np.where(known, tokens, 0)], -1)
+        symbols = self._symbol_of.take(tokens, mode="clip")
+        symbols[(tokens < 0) | (tokens >= self.vocab_size)] = -1
         symbols[tokens == self.eod] = 0
         return symbols
 
     def _to_tokens(self, symbols: Integer[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
-        if len(symbols) and (symbols.min() < 1 or symbols.max() > len(self._alphabet)):
+        tokens = np.empty(len(symbols), dtype=np.int64)
+        if not kernels.translate(symbols, self._alphabet, tokens):
             raise IndexFormatError("the index is damaged: it holds a symbol of no token; build it again")
-        return self._alphabet[symbols - 1]
+        return tokens
 
 
 def _join(
