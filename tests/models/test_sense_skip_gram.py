@@ -25,34 +25,34 @@ def parameters(per_word=True):
     }  # fmt: skip
 
 
-def two_words(
-    p, assignment, *, entropy=0.0, sampled=False, negative=1, expected=None,
+def one_pass(
+    p, assignment, *, words=(1, 2), entropy=0.0, sampled=False, negative=1, expected=None,
     schedule=(LR, CLASSIFIER_LR, 1.0, 0, 1), heat=(T, T),
 ):  # fmt: skip
-    """A pass over one document of words 1 and 2, word 0 as noise; new parameters."""
+    """A pass over one document, every other word a context word, word 0 as noise; new parameters."""
     made = {n: a.copy() for n, a in p.items()}
     expected = np.zeros(V, np.float32) if expected is None else expected
     pairs = kernels.sense_pass(
-        np.array([1, 2], np.int32), np.array([0, 2], np.int64), 0, 1, made["E"], made["O"], made["b"],
+        np.array(words, np.int32), np.array([0, len(words)], np.int64), 0, 1, made["E"], made["O"], made["b"],
         made["A"], made["a"], np.ones((V, S), np.uint8), np.full(V, 2**32 - 1, np.uint32), *only(0),
         expected, TABLE, assignment, sampled, 3, True, negative, True, *schedule[:3], entropy, *heat,
         2.0, *schedule[3:], 7,
     )  # fmt: skip
-    assert pairs == 2
+    assert pairs == len(words) * (len(words) - 1)
     return made
 
 
 def test_steps_fall_over_all_epochs_and_the_temperature_over_its_own():
     """Epoch 2 of 4 starts at 0.8 of the steps and, cooling over two epochs, half-way between temperatures."""
     p = parameters()
-    later = two_words(p, kernels.SOFTMAX, schedule=(LR, CLASSIFIER_LR, 0.2, 1, 4), heat=(T + 0.3, T - 0.3))
-    same = two_words(p, kernels.SOFTMAX, schedule=(0.8 * LR, 0.8 * CLASSIFIER_LR, 1.0, 0, 1))
+    later = one_pass(p, kernels.SOFTMAX, schedule=(LR, CLASSIFIER_LR, 0.2, 1, 4), heat=(T + 0.3, T - 0.3))
+    same = one_pass(p, kernels.SOFTMAX, schedule=(0.8 * LR, 0.8 * CLASSIFIER_LR, 1.0, 0, 1))
     for name, array in same.items():
         np.testing.assert_allclose(later[name], array, atol=1e-6, err_msg=name)
 
 
 def noise_of(kernel_seed, negative):
-    """The Gumbel noise drawn in `two_words`: after two tokens, for each centre, noise words come first."""
+    """The Gumbel noise drawn in `one_pass`: after two tokens, for each centre, noise words come first."""
     state = np.uint64(compiled.scrambled(kernel_seed))
     for _ in range(2):
         state = np.uint64(compiled.next_state(state))
@@ -97,16 +97,45 @@ def reference(p, assignment, *, entropy=0.0, per_word=True, sampled=False, expec
 @pytest.mark.parametrize("assignment", [kernels.SOFTMAX, kernels.GUMBEL])
 def test_a_pass_is_a_gradient_step_per_pair(assignment, entropy, per_word):
     p = parameters(per_word)
-    ours, expected = two_words(p, assignment, entropy=entropy), reference(
+    ours, expected = one_pass(p, assignment, entropy=entropy), reference(
         p, assignment, entropy=entropy, per_word=per_word
     )  # fmt: skip
     for name in p:
         np.testing.assert_allclose(ours[name], expected[name], atol=1e-5, err_msg=name)
 
 
+def reference_of_many(p, words, entropy):
+    """`one_pass` pair by pair: logits stay, the classifier moves once, by the sum over its pairs."""
+    p, rates = {n: a.astype(np.float64) for n, a in p.items()}, {"E": LR, "O": LR, "b": LR, "A": 0, "a": 0}
+    for place, word in enumerate(words):
+        context = [*words[:place], *words[place + 1 :]]
+        ctx = p["O"][context].mean(axis=0)
+        logits, push = p["A"][word] @ ctx + p["a"][word], np.zeros(S)
+        for beside in context:
+
+            def loss(q, word=word, beside=beside):
+                v, rows = torch.softmax(q["l"] / T, 0) @ q["E"][word], [beside, 0]
+                plain = torch.log_softmax(q["l"], 0)
+                return nll(v, q["O"][rows], q["b"][rows]) - entropy * (plain.exp() * plain).sum()
+
+            p = sgd_step(loss, {**p, "l": logits}, {**rates, "l": 1.0})
+            push += p.pop("l") - logits
+        p["A"][word] += CLASSIFIER_LR * np.outer(push, ctx)
+        p["a"][word] += CLASSIFIER_LR * push
+    return p
+
+
+@pytest.mark.parametrize("entropy", [0.0, -0.5])
+def test_a_classifier_moves_by_the_sum_over_its_pairs_the_entropy_counting_for_each(entropy):
+    p, words = parameters(), (1, 2, 3, 1)
+    ours = one_pass(p, kernels.SOFTMAX, words=words, entropy=entropy)
+    for name, array in reference_of_many(p, words, entropy).items():
+        np.testing.assert_allclose(ours[name], array, atol=2e-5, err_msg=name)
+
+
 def test_uniform_assignment_leaves_the_classifier_alone():
     p = parameters()
-    ours, expected = two_words(p, kernels.UNIFORM), reference(p, kernels.UNIFORM)
+    ours, expected = one_pass(p, kernels.UNIFORM), reference(p, kernels.UNIFORM)
     for name in ("E", "O", "b"):
         np.testing.assert_allclose(ours[name], expected[name], atol=1e-5, err_msg=name)
     np.testing.assert_array_equal(ours["A"], p["A"])
@@ -114,7 +143,7 @@ def test_uniform_assignment_leaves_the_classifier_alone():
 
 def test_sampled_softmax_takes_off_the_log_of_the_draws():
     p, expected = parameters(), np.array([0.7, -1.0, 0.4, 0.0], np.float32)
-    ours = two_words(p, kernels.SOFTMAX, sampled=True, expected=expected)
+    ours = one_pass(p, kernels.SOFTMAX, sampled=True, expected=expected)
     theirs = reference(p, kernels.SOFTMAX, sampled=True, expected=expected)
     for name in p:
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, err_msg=name)
@@ -126,7 +155,7 @@ def test_hard_assignment_fills_clusters_and_moves_the_nearest():
     p["A"][1, 0], p["a"][1, 0] = -p["O"][2], 1  # far from the context
     p["A"][1, 1], p["a"][1, 1] = 3 * p["O"][2], 1  # in its direction
     p["A"][1, 2], p["a"][1, 2] = np.roll(p["O"][2], 3), 1
-    ours = two_words(p, kernels.HARD)
+    ours = one_pass(p, kernels.HARD)
     np.testing.assert_array_equal(ours["a"][1], [1, 2, 1])
     np.testing.assert_allclose(ours["A"][1, 1], 4 * p["O"][2], rtol=1e-5)
     assert not np.array_equal(ours["E"][1, 1], p["E"][1, 1])
