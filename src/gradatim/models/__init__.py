@@ -34,6 +34,7 @@ from gradatim.models.decoder import Decoder, KeyValueCache
 from gradatim.models.delta_rule import DeltaRule
 from gradatim.models.denoisers import DiffusionDenoiser, FeedForwardDenoiser
 from gradatim.models.diffusion_transformer import DiffusionTransformer
+from gradatim.models.embedding_ranker import EmbeddingRanker
 from gradatim.models.energy_denoiser import EnergyDenoiser
 from gradatim.models.energy_recipe import EnergyRecipe, ExtrapolatedStepsWarning
 from gradatim.models.energy_regressor import EnergyRegressor
@@ -47,9 +48,11 @@ from gradatim.models.meta_sgd import MetaSGD, anil, fomaml, maml
 from gradatim.models.meta_training import MetaTraining
 from gradatim.models.prefix_encoding import encode_with_prefix
 from gradatim.models.replay_buffer import ReplayBuffer
-from gradatim.models.reranker_training import load_cross_encoder, rerank_run, train_reranker
+from gradatim.models.reranker_training import load_cross_encoder, rerank_run, score_run, train_reranker
+from gradatim.models.run_blending import blend_run, choose_blend
 from gradatim.models.self_modifying_memory import SelfModifyingMemory
 from gradatim.models.single_query_attention import SingleQueryAttention
+from gradatim.models.span_generator import byte_pair_tokenizer, train_span_generator
 from gradatim.models.text_encoder import (
     EncoderUnavailableError,
     check_text_encoder,
@@ -115,6 +118,7 @@ __all__ = [
     "DeltaRule",
     "DiffusionDenoiser",
     "DiffusionTransformer",
+    "EmbeddingRanker",
     "EncoderUnavailableError",
     "EnergyCausalLMOutput",
     "EnergyDenoiser",
@@ -161,11 +165,14 @@ __all__ = [
     "SquaredError",
     "anil",
     "attention_gradient",
+    "blend_run",
+    "byte_pair_tokenizer",
     "causal_embedder",
     "causal_lm_digest",
     "causal_lm_source",
     "check_causal_lm",
     "check_text_encoder",
+    "choose_blend",
     "encode_texts",
     "encode_with_prefix",
     "encoder_digest",
@@ -179,9 +186,11 @@ __all__ = [
     "register_auto_classes",
     "rerank_run",
     "ridge_program",
+    "score_run",
     "sgd_program",
     "train_attention",
     "train_reranker",
+    "train_span_generator",
     "untrained_twin",
     "wrap_mlps",
 ]

@@ -90,9 +90,8 @@ def draw_keys(figure: Figure, results: Results) -> None:
         for weight in (0.0, 4.0, 8.0):
             y = _line(x, weight)
             axis.plot(x[y < -0.01], y[y < -0.01], "--", color="0.5", linewidth=0.8)
-            if (y < -0.01).any():
-                end = (x[y < -0.01][-1], y[y < -0.01][-1])
-                axis.annotate(f"w = {weight:g}", end, fontsize="small", ha="right", va="bottom")
+            # At the lines' lower ends, where they lie apart.
+            axis.annotate(f"w = {weight:g}", (x[0], y[0]), fontsize="small", ha="left", va="bottom")
         axis.legend(fontsize="small")
     axis.set_xlabel("log P(n), smoothed frequency in the corpus")
     axis.set_ylabel("log P(n | q) of the generator")

@@ -1,4 +1,4 @@
-"""SEAL over a folder: a token index per shard, and a small generator trained on the folder's own titles."""
+"""SEAL over a folder: a token index per shard, and a small generator that the folder itself trains."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from gradatim.inference.search.code_building import CodeState
 from gradatim.inference.search.codes import STALE
 from gradatim.inference.search.errors import SearchError
 from gradatim.inference.search.files import CheckedFolder, Manifest
+from gradatim.inference.search.own_questions import own_question
 from gradatim.inference.search.passages import StoredPassage
 from gradatim.inference.search.settings import IndexSettings, Progress
 from gradatim.inference.search.shard import shard_name
@@ -18,7 +19,6 @@ from gradatim.inference.search.shard import shard_name
 GENERATOR = "generator"
 TOKENS = "tokens.index"
 VOCABULARY = 8000
-WIDTH, LAYERS, HEADS, CONTEXT = 128, 2, 4, 320
 BATCH = 48
 FEWEST_STEPS, MOST_STEPS = 100, 1200
 
@@ -73,68 +73,37 @@ def load_generator(name: str) -> tuple[Any, Any]:
 def train_generator(
     passages: Sequence[StoredPassage], folder: Path, device: str | None, on_progress: Progress
 ) -> Any:
-    """Train a GPT-2 of two layers to write spans of a passage for its title; returns its tokenizer."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    """Train a GPT-2 of two layers on the folder's own questions and its passages; returns its tokenizer.
 
-    from gradatim.tasks import PairCollator, SpanPairs
-
-    tokenizer = _tokenizer([passage.whole for passage in passages])
-    bodies = {str(i): passage.text for i, passage in enumerate(passages) if passage.text.split()}
-    titled = [(passages[int(name)].title, name) for name in bodies if passages[int(name)].title]
-    pairs = SpanPairs(titled, bodies, n=2)
-    collate = PairCollator(tokenizer, max_source=CONTEXT // 2, max_target=32)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    steps = min(MOST_STEPS, max(FEWEST_STEPS, len(pairs) // BATCH))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model: Any = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
-                bos_token_id=1, eos_token_id=1, pad_token_id=0,
-                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            )
-        )  # fmt: skip
-        model.to(where)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
-        model.train()
-        for step in range(steps):
-            drawn = [order[(step * BATCH + i) % len(order)] for i in range(BATCH)]
-            batch = {k: v.to(where) for k, v in collate([pairs[i] for i in sorted(drawn)]).items()}
-            loss = model(**batch).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            decay.step()
-            on_progress("training generator", step + 1, steps)
-    _save(model.eval().cpu(), tokenizer, folder)
-    return tokenizer
-
-
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    A first sentence and a title ask for spans of the passage they belong to; every passage also asks for
+    itself by ten of its words (`tasks.span_pairs`).
+    """
     from gradatim.models.quiet import quietly
+    from gradatim.models.span_generator import byte_pair_tokenizer, train_span_generator
+    from gradatim.tasks import SpanPairs
 
+    tokenizer = byte_pair_tokenizer((passage.whole for passage in passages), VOCABULARY)
+    bodies: dict[str, str] = {}
+    asked: list[tuple[str, str]] = []
+    for i, passage in enumerate(passages):
+        question, rest = own_question(passage) or (passage.title, passage.text)
+        if rest.split():
+            bodies[str(i)] = rest
+            asked += [(words, str(i)) for words in dict.fromkeys((question, passage.title)) if words]
+    pairs = SpanPairs(asked, bodies, n=2)
+    steps = min(MOST_STEPS, max(FEWEST_STEPS, len(pairs) // BATCH))
+    model = train_span_generator(
+        pairs,
+        tokenizer,
+        steps=steps,
+        batch_size=BATCH,
+        device=device,
+        on_step=lambda step: on_progress("training generator", step, steps),
+    )
     with quietly():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def _tokenizer(texts: Sequence[str]) -> Any:
-    """Byte-pair encoding of the folder's own words: any text has ids, frequent words have one."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts, vocab_size=VOCABULARY, min_frequency=2, special_tokens=["<pad>", "<end>"], show_progress=False
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<end>", bos_token="<end>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return tokenizer
 
 
 def _kept(
