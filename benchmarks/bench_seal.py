@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from _timing import alternate, report, row
 
 BEAMS, PROBES = 15, 100
+PEER = "SEAL FM-index"
 
 
 def corpus(tokens: int) -> tuple[list[list[int]], Any, list[str], list[str]]:
@@ -185,7 +188,7 @@ def mask_rows(documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
 
 
 def aggregation_rows(documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
-    """300 keys to ranked documents, without and with unigrams, beside the same first stage in dictionaries."""
+    """300 keys to ranked documents, without and with unigrams, beside a first stage in dictionaries."""
     from gradatim.inference import Key, KeyScoring, TokenIndex, score_documents
     from gradatim.inference.ngram_scoring import unigram_weights_of
 
@@ -267,37 +270,100 @@ def query_row(texts: list[str], queries: list[str], repeats: int) -> dict[str, A
 
 
 def reference_rows(folder: str, documents: list[list[int]], repeats: int) -> list[dict[str, Any]]:
-    """SEAL's own FM-index from a checkout, where its extension module was built."""
-    sys.path.insert(0, folder)
-    try:
-        from seal.index import FMIndex  # type: ignore[import-not-found]
+    """SEAL's own index and processor from a checkout: bytes, build, and constrained steps of 15 beams.
 
-        theirs = FMIndex()
-        theirs.initialize(documents, in_memory=True)
-    except Exception as error:
-        print(f"SEAL's own index does not run here, its rows are left out ({type(error).__name__}: {error})")
-        return []
-    finally:
-        sys.path.remove(folder)
+    Its documents end with a token of their own, as in its script. Before the clock runs, both sides have to
+    allow the same tokens.
+    """
+    from _seal_reference import load
+
     from gradatim.inference import TokenIndex
 
-    ours = TokenIndex.build(documents)
-    rows = []
-    for length in (1, 3, 8):
-        some = prefixes(documents, length, 50)
-        cases = {
-            "TokenIndex.follow": lambda s=some: [ours.follow(ngram) for ngram in s],
-            "SEAL FMIndex": lambda s=some: [theirs.get_continuations(list(ngram)) for ngram in s],
-        }
-        rows.append(
-            row(
-                f"range and continuations, length {length}",
-                alternate(cases, repeats),
-                *cases,
-                "at least 1x",
-            )
-        )
+    try:
+        their_index, their_processor = load(folder)
+    except ImportError as error:
+        print(f"SEAL's own index does not run here, its rows are left out ({type(error).__name__}: {error})")
+        return []
+    end = max(max(d) for d in documents if d) + 1
+    ended = [[*document, end] for document in documents]
+
+    def build() -> Any:
+        made = their_index()
+        made.initialize(ended, in_memory=True)
+        return made
+
+    theirs = build()
+    ours = {
+        memory: TokenIndex.build(documents, vocab_size=end + 1, memory=memory)
+        for memory in ("fast", "compact")
+    }
+    with tempfile.TemporaryDirectory() as home:
+        theirs.save(f"{home}/seal")
+        size = sum(path.stat().st_size for path in Path(home).iterdir()) / ours["fast"].n_tokens
+    rows: list[dict[str, Any]] = [
+        {"case": f"bytes per token, {memory}, beside SEAL", "ours": memory,
+         "ours_ms": index.nbytes / index.n_tokens, "peer": f"{PEER}, its files", "peer_ms": size,
+         "ratio": size * index.n_tokens / index.nbytes, "target": target, "unit": "bytes"}
+        for (memory, index), target in zip(ours.items(), ("none: bytes for speed", "at least 1x"), strict=True)
+    ]  # fmt: skip
+    cases: dict[str, Callable[[], Any]] = {
+        memory: lambda m=memory: TokenIndex.build(documents, memory=m) for memory in ours
+    }
+    seconds = alternate({**cases, PEER: build}, max(2, repeats // 5), clock="cpu")
+    rows += [row(f"build, {memory}, beside SEAL", seconds, memory, PEER, "at least 1x") for memory in ours]
+    mask = their_processor(theirs, num_beams=BEAMS, pad_token_id=end, eos_token_id=end)
+    for length in (1, 2, 4, 8):
+        steps = _reference_steps(ours, theirs, mask, prefixes(documents, length, BEAMS), end)
+        for what, of_both in zip(("mask", "ranges and continuations"), steps, strict=True):
+            seconds = alternate(of_both, repeats, clock="cpu")
+            for memory in ours:
+                case = f"{what}, {BEAMS} beams, length {length}, {memory}, beside SEAL"
+                rows.append(row(case, seconds, memory, PEER, "at least 1x"))
     return rows
+
+
+def _reference_steps(
+    ours: Mapping[str, Any], theirs: Any, mask: Any, beams: Sequence[tuple[int, ...]], end: int
+) -> tuple[dict[str, Callable[[], Any]], dict[str, Callable[[], Any]]]:
+    """One step of beams with its masks, and what it asks of the index alone; ours by form, theirs last."""
+    from gradatim.inference import SubstringLogitsProcessor
+    from gradatim.inference.substring_index import ranges_of_many
+
+    ids, scores = torch.tensor([[0, *beam] for beam in beams]), torch.zeros(len(beams), end + 1)
+    last, before = np.array([beam[-1] for beam in beams]), [beam[:-1] for beam in beams]
+    depth = len(beams[0])
+    masks: dict[str, Callable[[], Any]] = {}
+    indexes: dict[str, Callable[[], Any]] = {}
+    for memory, index in ours.items():
+        processor = SubstringLogitsProcessor(index, prompt_length=1, eos_token_id=end)
+        if not torch.equal(*((made(ids, scores) == 0)[:, :end] for made in (processor, mask))):
+            raise AssertionError(f"{memory} and SEAL allow other tokens after n-grams of {depth}")
+        parents = ranges_of_many(index, before)
+        known = dict(zip(before, parents, strict=True)) if depth > 1 else {}
+        masks[memory] = partial(_step, processor, known, ids, scores)
+        indexes[memory] = partial(_index_step, index, parents, depth, last)
+    masks[PEER] = partial(mask, ids, scores)
+    indexes[PEER] = partial(_their_step, theirs, beams)
+    return masks, indexes
+
+
+def _index_step(index: Any, parents: np.ndarray, depth: int, last: np.ndarray) -> Any:
+    return index.next_tokens(index.advance(parents, depth - 1, last), depth)
+
+
+def _step(processor: Any, known: dict[Any, Any], ids: torch.Tensor, scores: torch.Tensor) -> None:
+    """One step of a generation: the ranges of the step before are known, those of this one are not."""
+    processor._ranges.clear()
+    processor._ranges.update(known)
+    processor(ids, scores)
+
+
+def _their_step(index: Any, beams: Sequence[tuple[int, ...]]) -> None:
+    """What SEAL's processor asks of its index: ranges from scratch, their parents' counts, continuations."""
+    lows, highs = zip(*(index.get_range(list(beam)) for beam in beams), strict=True)
+    for beam in beams:
+        index.get_count(list(beam[:-1]))
+    index.get_distinct_count_multi(list(lows), list(highs))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -101,11 +101,14 @@ class SubstringLogitsProcessor(LogitsProcessor):
                 f"the index holds token id {tokens.max()}, but the model scores {scores.shape[1]} tokens; "
                 "index and model need the same tokenizer"
             )
-        barred = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-        barred[_on(rows, scores), _on(tokens, scores)] = False
         if self.eos_token_id is not None:
-            barred[_on(np.flatnonzero(ends), scores), self.eos_token_id] = False
-        return scores.masked_fill(barred, -torch.inf)
+            last = np.flatnonzero(ends)
+            rows = np.concatenate([rows, last])
+            tokens = np.concatenate([tokens, np.full(len(last), self.eos_token_id)])
+        allowed = _on(rows, scores), _on(tokens, scores)
+        masked = torch.full_like(scores, -torch.inf)
+        masked[allowed] = scores[allowed]
+        return masked
 
     def _generated(self, input_ids: Tensor) -> list[tuple[int, ...]]:
         rows, width = input_ids.shape
