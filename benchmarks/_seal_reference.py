@@ -2,7 +2,8 @@
 
 To build the extension module in place: compile sdsl-lite's lib/*.cpp into libsdsl.a, run
 `swig -c++ -python seal/cpp_modules/fm_index.i`, compile it with fm_index.cpp against libsdsl and both
-libdivsufsort and libdivsufsort64, and put the result at seal/cpp_modules/_fm_index.so. Its licence is CC-BY-NC.
+libdivsufsort and libdivsufsort64, and put the result at seal/cpp_modules/_fm_index.so. Its licence is
+CC-BY-NC.
 """
 
 from __future__ import annotations
