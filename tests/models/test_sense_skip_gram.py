@@ -27,14 +27,16 @@ def parameters(per_word=True):
 
 def one_pass(
     p, assignment, *, words=(1, 2), entropy=0.0, sampled=False, negative=1, expected=None,
-    schedule=(LR, CLASSIFIER_LR, 1.0, 0, 1), heat=(T, T),
+    schedule=(LR, CLASSIFIER_LR, 1.0, 0, 1), heat=(T, T), pruned=(),
 ):  # fmt: skip
     """A pass over one document, every other word a context word, word 0 as noise; new parameters."""
     made = {n: a.copy() for n, a in p.items()}
     expected = np.zeros(V, np.float32) if expected is None else expected
+    alive = np.ones(p["E"].shape[:2], np.uint8)
+    alive[:, list(pruned)] = 0
     pairs = kernels.sense_pass(
         np.array(words, np.int32), np.array([0, len(words)], np.int64), 0, 1, made["E"], made["O"], made["b"],
-        made["A"], made["a"], np.ones((V, S), np.uint8), np.full(V, 2**32 - 1, np.uint32), *only(0),
+        made["A"], made["a"], alive, np.full(V, 2**32 - 1, np.uint32), *only(0),
         expected, TABLE, assignment, sampled, 3, True, negative, True, *schedule[:3], entropy, *heat,
         2.0, *schedule[3:], 7,
     )  # fmt: skip
@@ -131,6 +133,17 @@ def test_a_classifier_moves_by_the_sum_over_its_pairs_the_entropy_counting_for_e
     ours = one_pass(p, kernels.SOFTMAX, words=words, entropy=entropy)
     for name, array in reference_of_many(p, words, entropy).items():
         np.testing.assert_allclose(ours[name], array, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("assignment", [kernels.SOFTMAX, kernels.HARD])
+def test_a_pruned_sense_is_as_if_it_were_not_there(assignment):
+    p = parameters()
+    p["a"] = np.abs(p["a"]) + 1  # for "hard" a number of contexts
+    fewer = {n: array[:, :2].copy() if n in "EAa" else array for n, array in p.items()}
+    ours, theirs = one_pass(p, assignment, pruned=[2]), one_pass(fewer, assignment)
+    for name, array in theirs.items():
+        kept = ours[name][:, :2] if name in "EAa" else ours[name]
+        np.testing.assert_allclose(kept, array, atol=1e-6, err_msg=name)
 
 
 def test_uniform_assignment_leaves_the_classifier_alone():
