@@ -3,7 +3,8 @@
     python benchmarks/bench_search.py [--json FILE] [--index INDEX]
 
 The corpus is the docstring pages of the installed packages (`gradatim data export docstring-pages`);
-`--packages` takes fewer of them. `--index` takes an index of them that is there already.
+`--packages` takes fewer of them. `--index` takes an index of them all that is there already to be asked;
+`--packages` then says what is indexed anew and brought up to date.
 """
 
 from __future__ import annotations
@@ -33,11 +34,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=40)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        rows: list[dict[str, Any]] = []
-        place = Path(options.index) if options.index else Path(scratch) / "index"
-        if not options.index:
-            rows = _made(Path(scratch), place, options)
-        rows += _questions(FolderIndex(place), options.repeats)
+        made = Path(scratch) / "index"
+        rows = _made(Path(scratch), made, options)
+        rows += _questions(FolderIndex(options.index or made), options.repeats)
     what = (
         "Questions to the docstring pages, each method warm, in one process; bm25s retrieves from the same"
         " passages, without reading their text, finding places or marking words."

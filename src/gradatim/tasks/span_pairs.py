@@ -5,8 +5,8 @@ arXiv 2204.10628). A span of ten words that begins at word i of a passage is dra
 
     p(i) ~ exp( sum over word trigrams t of the query of ratio(t, trigram of the passage at i) / T )
 
-where ratio is the share of characters that two strings have in common in order (1: equal), and spans that
-begin with a stop word are never drawn. Markers tell the model what to write.
+where ratio is the share of characters that two strings have in common in order (1: equal; lower case), and
+spans that begin with a stop word are never drawn. Markers tell the model what to write.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def span_probabilities(
     from rapidfuzz.process import cdist
 
     allowed = allowed_starts(words, length)
-    asked = _trigrams(query.split())
-    there = [" ".join(words[i : i + 3]) for i in range(len(allowed))]
+    asked = _trigrams(query.lower().split())
+    there = [" ".join(words[i : i + 3]).lower() for i in range(len(allowed))]
     logits = np.zeros(len(there))
     if asked:
         logits = cdist(asked, there, scorer=ratio).sum(axis=0, dtype=np.float64) / 100 / temperature
