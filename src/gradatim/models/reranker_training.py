@@ -25,18 +25,24 @@ from gradatim.curricula.run_pairs import Pair, RunPairs, heuristic_table, ranked
 from gradatim.losses.pairwise_curriculum import PairwiseCurriculumLoss
 from gradatim.losses.pointwise_curriculum import PointwiseCurriculumLoss
 from gradatim.models.quiet import quietly
-from gradatim.tasks.retrieval import Qrels, Run, evaluate_run, ranked
+from gradatim.models.run_blending import blend_run
+from gradatim.tasks.retrieval import Qrels, Run, evaluate_run
 
 KINDS = ("pairwise", "pointwise")
 
 
 @dataclass(frozen=True)
 class RerankerHistory:
-    """Mean loss and, if it was measured, validation MRR@10 of each iteration; which one was kept (from 0)."""
+    """Mean loss and, if it was measured, validation MRR@10 of each iteration; which one was kept (from 0).
+
+    `start` is the validation MRR@10 before training where it was asked for; `kept` is -1 where no iteration
+    beat it.
+    """
 
     losses: tuple[float, ...]
     validation: tuple[float, ...]
     kept: int
+    start: float | None = None
 
 
 def train_reranker(
@@ -62,6 +68,8 @@ def train_reranker(
     validation_qrels: Qrels | None = None,
     validate_top: int = 20,
     patience: int = 20,
+    keep_start: bool = False,
+    blend: float | int = 1.0,
     autocast: bool = False,
     seed: int = 0,
 ) -> RerankerHistory:
@@ -78,6 +86,8 @@ def train_reranker(
             read the run's scores: give them as the first stage computed them.
         learning_rate: of a ConvKNRM, and of the newly made head of a CrossEncoder.
         encoder_learning_rate: of the pretrained part of a CrossEncoder.
+        keep_start: validate the model as it comes, too, and leave it so where no iteration is better.
+        blend: weight of the model beside the first stage when validation re-ranks (see `blend_run`).
         autocast: bfloat16 where the model's device has it.
         seed: of pairs and dropout; global random state is left as it was.
 
@@ -107,6 +117,15 @@ def train_reranker(
     losses: list[float] = []
     scores: list[float] = []
     best: dict[str, Tensor] | None = None
+
+    def validated() -> float:
+        shown = {q: run[q] for q in held_out if q in run}
+        found = rerank_run(model, queries, corpus, shown, validate_top, blend=blend)
+        return evaluate_run(found, held_out, mrr_least_grade=least_grade)["mrr@10"]
+
+    start, kept = None, -1
+    if keep_start and validation_qrels is not None:
+        start, best = validated(), _weights(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for iteration in range(iterations):
@@ -128,20 +147,18 @@ def train_reranker(
                 total += float(value.detach())
             losses.append(total / steps_per_iteration)
             if validation_qrels is not None:
-                found = rerank_run(
-                    model, queries, corpus, {q: run[q] for q in held_out if q in run}, validate_top
-                )
-                scores.append(evaluate_run(found, validation_qrels, mrr_least_grade=least_grade)["mrr@10"])
-                if scores[-1] > max(scores[:-1], default=-math.inf):
-                    best = {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}
-                if len(scores) - 1 - scores.index(max(scores)) >= patience:
+                scores.append(validated())
+                before = [*([] if start is None else [start]), *scores[:-1]]
+                if scores[-1] > max(before, default=-math.inf):
+                    best, kept = _weights(model), iteration
+                if iteration - kept >= patience:
                     break
-    kept = len(losses) - 1
+            else:
+                kept = iteration
     if best is not None:
         model.load_state_dict(best)
-        kept = scores.index(max(scores))
     model.eval()
-    return RerankerHistory(tuple(losses), tuple(scores), kept)
+    return RerankerHistory(tuple(losses), tuple(scores), kept, start)
 
 
 def rerank_run(
@@ -151,24 +168,35 @@ def rerank_run(
     run: Run,
     top: int = 30,
     batch_size: int = 64,
+    *,
+    blend: float | int = 1.0,
 ) -> dict[str, dict[str, float]]:
     """The run with each query's first `top` documents in the model's order, the others behind as they were.
 
-    Scores fall with rank. Raises ValueError for a `top` below 1 or a query whose run is empty.
+    With `blend` below 1 the order is that of `blend_run`: the model's scores mixed with the run's. Scores
+    fall with rank. Raises ValueError for a `top` below 1 or a query whose run is empty.
     """
+    return blend_run(run, score_run(model, queries, corpus, run, top, batch_size), blend)
+
+
+def score_run(
+    model: Any,
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    run: Run,
+    top: int = 30,
+    batch_size: int = 64,
+) -> dict[str, dict[str, float]]:
+    """The model's score of each query's first `top` documents. Raises ValueError as `rerank_run` does."""
     if top < 1:
         raise ValueError(f"top={top} must be at least 1 document")
-    order = {query: ranked_documents(query, docs) for query, docs in run.items()}
-    pairs = [(queries[query], corpus[doc]) for query, docs in order.items() for doc in docs[:top]]
+    order = {query: ranked_documents(query, docs)[:top] for query, docs in run.items()}
+    pairs = [(queries[query], corpus[doc]) for query, docs in order.items() for doc in docs]
     if not pairs:
         return {}
     scores = model.predict(pairs, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
     values = iter(scores.float().tolist())
-    better: dict[str, dict[str, float]] = {}
-    for query, docs in order.items():
-        found = {doc: next(values) for doc in docs[:top]}
-        better[query] = ranked([*sorted(found, key=lambda doc: -found[doc]), *docs[top:]])
-    return better
+    return {query: {doc: next(values) for doc in docs} for query, docs in order.items()}
 
 
 def load_cross_encoder(
@@ -233,6 +261,10 @@ def _pointwise(
     each = [(pair.query, doc) for pair in pairs for doc in (pair.positive, *pair.negatives)]
     labels = [[float(qrels[q].get(d, 0)), heights[q].get(d, 0.0) if heights else 0.0] for q, d in each]
     return [[queries[q] for q, _ in each], [corpus[d] for _, d in each]], torch.tensor(labels)
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in model.state_dict().items()}
 
 
 def _groups(model: Any, rate: float, encoder_rate: float) -> list[dict[str, Any]]:
