@@ -119,17 +119,18 @@ def test_losses_use_in_batch_negatives_where_they_are_negatives():
     }
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_accelerate_deals_one_task_to_all_processes(processes):
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_accelerate_deals_one_task_to_all_processes(processes, even):
     from accelerate.data_loader import BatchSamplerShard
 
     tasks = tasks_of([17, 9, 4])
     sampler = TaskBatchSampler(tasks, 3, processes=processes)
     shards = [
-        list(BatchSamplerShard(sampler, processes, i, split_batches=False, even_batches=False))
+        list(BatchSamplerShard(sampler, processes, i, split_batches=False, even_batches=even))
         for i in range(processes)
     ]
-    assert len({len(s) for s in shards}) == 1
+    assert [batch for together in zip(*shards, strict=True) for batch in together] == list(sampler)
     for together in zip(*shards, strict=True):
         assert len({tasks[i] for batch in together for i in batch}) == 1
         assert len({len(batch) for batch in together}) == 1

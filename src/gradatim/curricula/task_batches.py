@@ -59,7 +59,10 @@ class TaskBatchSampler(Sampler[list[int]]):
             raise ValueError(f"smoothing={smoothing} must lie in [0, 1]")
         if not len(tasks):
             raise ValueError("no examples to batch")
-        self.batch_size, self.drop_last = batch_size, drop_last
+        # Over several processes accelerate leaves out, and refills with other tasks' rows, every group of
+        # batches shorter than `batch_size`; one of no set size it deals out as it is.
+        self.batch_size = batch_size if processes == 1 else None
+        self.largest, self.drop_last = batch_size, drop_last
         self.processes, self.seed = processes, seed
         members: dict[Hashable, list[int]] = {}
         for i, task in enumerate(tasks):
@@ -110,7 +113,7 @@ class TaskBatchSampler(Sampler[list[int]]):
             self._resumed = 0
 
     def __len__(self) -> int:
-        step = self.batch_size * self.processes
+        step = self.largest * self.processes
         steps = [n // step if self.drop_last else math.ceil(n / step) for n in self.wanted.values()]
         return sum(steps) * self.processes
 
@@ -138,7 +141,7 @@ class TaskBatchSampler(Sampler[list[int]]):
 
     def _batches(self) -> list[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        step = self.batch_size * self.processes
+        step = self.largest * self.processes
         groups: list[list[list[int]]] = []
         for task, own in self.members.items():
             repeats = math.ceil(self.wanted[task] / len(own))

@@ -19,10 +19,10 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 
 from gradatim.losses.candidates import Candidates
-from gradatim.losses.gather import gather_rows
+from gradatim.losses.gather import gather_rows, sum_over_devices, world_size
 from gradatim.losses.multi_positive import block_loss, drawn_positive
 from gradatim.losses.multi_positive_ranking import Keys, MultiPositiveRankingLoss
-from gradatim.losses.soft_labels import Soft, soft_label_loss, teacher_entropy
+from gradatim.losses.soft_labels import Soft, counted_rows, soft_label_loss, teacher_entropy
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -180,14 +180,7 @@ class SoftLabelRankingLoss(nn.Module):
         place = (relevance == 1).int().argmax(dim=1)
         if self.in_batch_teacher is None:
             ignored = relevance < 0
-            return soft_label_loss(
-                own,
-                self._floored(teacher, place, ~ignored),
-                ignored,
-                soft=self.soft,
-                teacher_temperature=self.teacher_temperature,
-                positive=place,
-            )
+            return self._mean(own, self._floored(teacher, place, ~ignored), ignored, place)
         if keys is None:
             raise ValueError("in_batch_teacher is asked by token keys: pass keys=, or inputs that are tokens")
         passages = keys[1].flatten()
@@ -201,14 +194,29 @@ class SoftLabelRankingLoss(nn.Module):
             )
         column = columns.gather(1, place[:, None])[:, 0]
         ignored = (candidates.all_labels.reshape(1, -1) < 0) | self._repeats(passages, column)
-        return soft_label_loss(
+        return self._mean(scores, self._floored(everyone.to(scores.dtype), column, ~ignored), ignored, column)
+
+    def _mean(
+        self,
+        scores: Float[Tensor, "batch cand"],
+        teacher: Float[Tensor, "batch cand"],
+        ignored: Bool[Tensor, "batch cand"],
+        positive: Int[Tensor, " batch"],
+    ) -> Tensor:
+        """The mean over rows that count; with gathering, this process's share of that of all processes."""
+        value = soft_label_loss(
             scores,
-            self._floored(everyone.to(scores.dtype), column, ~ignored),
+            teacher,
             ignored,
             soft=self.soft,
             teacher_temperature=self.teacher_temperature,
-            positive=column,
+            positive=positive,
+            reduction="sum" if self.contrastive.gather_across_devices else "mean",
         )
+        if not self.contrastive.gather_across_devices:
+            return value
+        counted = counted_rows(~ignored, self.soft, positive).sum()
+        return value * world_size() / sum_over_devices(counted).clamp(min=1)
 
     def _repeats(
         self, passages: Int[Tensor, " cand"], column: Int[Tensor, " batch"]

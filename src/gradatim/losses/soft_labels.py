@@ -87,9 +87,19 @@ def soft_label_loss(
         others = others & keep.gather(1, column[:, None])
         gap = (scores.gather(1, column[:, None]) - scores) - (target.gather(1, column[:, None]) - target)
         rows = gap.masked_fill(~others, 0.0).square().sum(dim=1) / others.sum(dim=1).clamp(min=1)
-        count = others.sum(dim=1) + 1
-    counted = count > 1
+    counted = counted_rows(keep, soft, positive)
     return reduce_rows(torch.where(counted, rows, 0.0), counted, weight, reduction)
+
+
+def counted_rows(
+    keep: Bool[Tensor, "batch cand"], soft: str = "kl", positive: Int[Tensor, " batch"] | None = None
+) -> Bool[Tensor, " batch"]:
+    """Which rows `soft_label_loss` counts: two candidates, for margin_mse one of them the positive."""
+    counted = keep.sum(dim=1) > 1
+    if soft == "margin_mse":
+        column = torch.zeros_like(counted, dtype=torch.long) if positive is None else positive
+        counted = counted & keep.gather(1, column[:, None])[:, 0]
+    return counted
 
 
 def teacher_entropy(
