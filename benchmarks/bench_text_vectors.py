@@ -159,7 +159,10 @@ def document_rows(threads: int, epochs: int, repeats: int) -> list[dict[str, Any
             hits[name] = float(np.mean(data.labels[cosine.argmax(1)] == data.labels))
         case = f"PV-{mode.upper()}, {threads} thread(s), 1-NN {hits['ours']:.3f} beside {hits['gensim']:.3f}"
         print(case)
-        rows.append(row(case, seconds, "ParagraphVector", "Doc2Vec", "at least 1.5x, 1-NN within 0.01"))
+        target = "at least 1.5x, 1-NN within 0.01" + (
+            "" if hits["ours"] >= hits["gensim"] - 0.01 else " (1-NN BELOW)"
+        )
+        rows.append(row(case, seconds, "ParagraphVector", "Doc2Vec", target))
     return rows
 
 
