@@ -30,7 +30,6 @@ from tiny_encoder import tiny_encoder
 def quick(monkeypatch):
     monkeypatch.setattr(seal_building, "FEWEST_STEPS", 2)
     monkeypatch.setattr(seal_building, "MOST_STEPS", 2)
-    monkeypatch.setattr(seal_building, "WIDTH", 16)
     monkeypatch.setattr(seal_building, "BATCH", 8)
     monkeypatch.setattr(reranker_building, "ITERATIONS", 2)
     monkeypatch.setattr(reranker_building, "STEPS", 2)
@@ -80,8 +79,8 @@ def test_seal_answers_from_any_number_of_shards(tmp_path, monkeypatch):
     assert one.search("quick brown needle", 8, "seal").hits
     for question in ("quick brown needle", "matrix norm of axis", "🙂", "x" * 3000):
         a, b = (ix.search(question, 5, "seal").hits for ix in (one, many))
-        assert [h.file for h in a] == [h.file for h in b]
-        np.testing.assert_allclose([h.score for h in a], [h.score for h in b], rtol=1e-4)
+        # Ranges add up, keys are added in the same order: no digit differs.
+        assert a == b
 
 
 def copied(source, home):

@@ -9,8 +9,18 @@ import shutil
 import numpy as np
 import pytest
 from folders import make_folder, put
+from mutations import mutated
 
-from gradatim.inference.search import FolderIndex, IndexDamagedError, IndexSettings, SearchError, build_index
+from gradatim.inference import IndexFormatError
+from gradatim.inference.search import (
+    FolderIndex,
+    IndexDamagedError,
+    IndexSettings,
+    SearchError,
+    build_index,
+    seal_building,
+)
+from gradatim.inference.search import seal as seal_search
 from gradatim.inference.search.files import parts_below
 
 QUESTION = "matrix norm of a sample"
@@ -132,29 +142,83 @@ def test_hostile_files_with_matching_checksums(good, tmp_path):
     assert refused > 10
 
 
+METHODS_OF = {
+    "generator": ("seal",),
+    "tokens.index": ("seal",),
+    "code-model": ("binary",),
+    "codes": ("binary",),
+}
+
+
+@pytest.fixture(scope="module")
+def with_seal(tmp_path_factory):
+    """A small index with a generator of few steps."""
+    home = tmp_path_factory.mktemp("seal")
+    folder = make_folder(home / "docs", 6)
+    put(folder / "ü.md", "# Über\n\nmatrix words 行列")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seal_building, "FEWEST_STEPS", 10)
+        patch.setattr(seal_building, "VOCABULARY", 400)
+        build_index(folder, home / "ix", IndexSettings(methods=("binary", "seal"), bits=32, shards=2))
+    return home / "ix"
+
+
 @pytest.mark.slow
-def test_ten_thousand_mutations(good, tmp_path):
+@pytest.mark.parametrize("piece", range(20))
+def test_ten_thousand_mutations(with_seal, tmp_path, monkeypatch, piece):
+    """Each in turn, most with matching checksums: an answer or a SearchError of one line by every method."""
     index = tmp_path / "ix"
-    shutil.copytree(good, index)
-    rng = random.Random(2)
-    files = [p for p in parts(index) if p.name != "manifest.json"]
+    shutil.copytree(with_seal, index)
+    files = parts(index)
     sealed = (index / "manifest.json").read_bytes()
-    for turn in range(10_000):
-        path = files[turn % len(files)]
-        whole = path.read_bytes()
-        data = bytearray(whole)
-        for _ in range(rng.choice((1, 2, 8, 64))):
-            if data:
-                data[rng.randrange(len(data))] = rng.randrange(256)
-        path.write_bytes(bytes(data[: rng.choice((len(data), len(data), rng.randrange(len(data) + 1)))]))
-        if turn % 4:
+    expected = {method: answer(index, method) for method in ("bm25", "binary", "seal")}
+    generators = seal_building.load_generator(str(next(index.glob("g*/shared/generator"))))
+    load = seal_building.load_generator
+    for turn in range(500 * piece, 500 * (piece + 1)):
+        path, rng = files[turn % len(files)], random.Random(turn)
+        name, whole = path.relative_to(index).as_posix(), path.read_bytes()
+        damaged = mutated(path, rng)
+        path.write_bytes(damaged)
+        manifest = path.name == "manifest.json"
+        forged = turn % 4 > 0 and not manifest
+        if forged:
             reseal(index)
-        try:
-            ask(index)
-        except SearchError as error:
-            one_line(error)
+        own = "generator" in name or manifest  # else the generator is as it was: opened once
+        monkeypatch.setattr(seal_search, "load_generator", load if own else lambda _: generators)
+        for method in next((m for part, m in METHODS_OF.items() if part in name), tuple(expected)):
+            try:
+                found = answer(index, method)
+            except SearchError as error:
+                one_line(error)
+                continue
+            assert forged or manifest or found == expected[method]
         path.write_bytes(whole)
         (index / "manifest.json").write_bytes(sealed)
+
+
+def answer(index, method):
+    return [(h.file, h.text, h.score) for h in FolderIndex(index).search(QUESTION, 5, method).hits]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IndexFormatError("the index is damaged: it holds a symbol of no token; build it again"),
+        TypeError("'>' not supported\nbetween 'int' and 'list'"),
+    ],
+)
+def test_what_fails_while_seal_answers_is_damage(error):
+    """Found by mutation: a token index and a tokenizer's settings that fail at the first question only."""
+
+    class Broken:
+        def search_documents(self, queries, k):
+            raise error
+
+    seal = object.__new__(seal_search.SealSearch)
+    seal._retriever = Broken()
+    with pytest.raises(IndexDamagedError, match="cannot be used") as caught:
+        seal("question", 5)
+    one_line(caught.value)
 
 
 def array_attacks(path):

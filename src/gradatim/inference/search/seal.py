@@ -40,8 +40,19 @@ class SealSearch:
         )
 
     def __call__(self, question: str, k: int) -> list[Scored]:
+        """The best `k` passages: the same for any number of shards, unless over 50 tie for the last place.
+
+        Raises IndexDamagedError where the token index or the generator cannot be used after all: a forger's
+        have good checksums.
+        """
         # More than k: passages of equal score then come in the order of files, for any number of shards.
-        (found,) = self._retriever.search_documents([question], k + 50)
+        try:
+            (found,) = self._retriever.search_documents([question], k + 50)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise IndexDamagedError(
+                f"the token index or the generator cannot be used ({reason}); make the index again"
+            ) from error
         return merge([[(float(one.score), self._passage(int(one.doc))) for one in found]], k)
 
     def _passage(self, number: int) -> StoredPassage:
