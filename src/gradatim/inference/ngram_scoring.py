@@ -243,8 +243,9 @@ class _Intersection:
         self.gain = table.values**settings.alpha
         self.lengths, self.sets = table.lengths, table.distinct_tokens()
         self.reads_documents = unigram_weights is not None
-        self.unigrams = np.zeros(table.bound)
+        self.unigrams = np.zeros(0)
         if unigram_weights is not None:
+            self.unigrams = np.zeros(table.bound)
             self.unigrams[1 : 1 + len(unigram_weights)] = unigram_weights  # shifted: 0 is the boundary
             # A key takes the places of its own token: none is left, and what documents can reach is less.
             self.unigrams[table.tokens[table.begin[:-1][self.lengths == 1]]] = 0.0
