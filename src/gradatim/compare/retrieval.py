@@ -5,7 +5,7 @@ every seed trains at four scales on the training queries, chooses by MRR@10 on h
 judged once on the test queries, ranked against the whole corpus. `margin-mined` and `soft-labels` train
 InfoNCE with negatives mined behind a margin, the latter also on a teacher's grades. Systems of another kind
 stand beside them, each with settings of its own: `binary` (codes of paragraph vectors), `rerank` and
-`rerank-curriculum` (BM25's best in a ConvKNRM's order), `seal` (a language model that writes search keys).
+`rerank-curriculum` (BM25's best in a better order), `seal` (a language model that writes search keys).
 The plain controls are the untrained encoder and BM25.
 
 `train="head"` (default) freezes the encoder and trains one linear map on its embeddings, in seconds;
@@ -151,7 +151,7 @@ def comparison(
 
 def fit_winner(won: Winner, scale: Scale) -> Any:
     """The winner, trained on every query that is not held back for testing: a `SentenceTransformer`, or a
-    ParagraphVector, ConvKNRM or SEALRetriever where one of these won.
+    ParagraphVector, re-ranker or SEALRetriever where one of these won.
 
     None where BM25 won: it has no weights.
     """

@@ -18,7 +18,7 @@ LABELS = {
 }
 SYSTEMS = {
     "binary": "binary codes of paragraph vectors",
-    "rerank": "BM25 re-ranked by ConvKNRM",
+    "rerank": "BM25 re-ranked by encoder and BM25",
     "rerank-curriculum": "BM25 re-ranked, easy pairs first",
     "seal": "SEAL, keys by a small generator",
 }
@@ -52,8 +52,8 @@ def cost(names: Sequence[str], seeds: int, scale: Scale, collection: Collection,
         "bm25": 1.0 + passages * 1e-4,
         "binary": 10.0 + passages * 0.01,
         "seal": 120.0 + test * 0.5 + passages * 0.002,
-        "rerank": 80.0 + test * 0.1,
-        "rerank-curriculum": 80.0 + test * 0.1,
+        "rerank": 10.0 + test * 0.01 + len(split.dev) * 0.2,
+        "rerank-curriculum": 10.0 + test * 0.01 + len(split.dev) * 0.2,
     }
     objective = train * scale["epochs"] * len(scale["scales"]) * step
     return seeds * sum(each.get(name, objective) for name in names) + passages * 0.03

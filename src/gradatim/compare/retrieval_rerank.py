@@ -1,32 +1,45 @@
-"""BM25's best passages put in a better order by a ConvKNRM, trained on the training queries.
+"""BM25's best passages put in a better order by a re-ranker that begins as the encoder's cosine.
 
-`rerank` trains on pairs as they come; `rerank-curriculum` weighs easy pairs first, as BM25's scores tell them
-("Training Curricula for Open Domain Answer Re-Ranking", 2020, arXiv 2004.14269). Both keep the iteration that
-was best on the held-out queries.
+How much it weighs beside BM25 is chosen before it is trained, on all queries that are not for testing; then
+one linear map on the frozen encoder learns from pairs of BM25's passages, a relevant one and one that is not.
+The iteration that was best on the held-out queries is kept, or the start where none was better.
+
+`rerank` trains on pairs as they come; `rerank-curriculum`, equal in all else, weighs easy pairs first, as
+BM25's scores tell them ("Training Curricula for Open Domain Answer Re-Ranking", 2020, arXiv 2004.14269).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradatim.bench.study import Scale
 from gradatim.compare.comparison import Winner, freeze
 from gradatim.compare.errors import DataError
-from gradatim.compare.retrieval_source import load
+from gradatim.compare.retrieval_head import as_sentence_transformer
+from gradatim.compare.retrieval_source import load, vectors
 from gradatim.tasks.retrieval import Run, bm25_run
 
 if TYPE_CHECKING:
-    from gradatim.models import ConvKNRM
+    from gradatim.models import EmbeddingRanker
 
 DEPTH = 100
-TOP = 30
-ITERATIONS = 12
-CURRICULUM_END = 6
-KEPT = "gradatim.models.ConvKNRM.from_pretrained reads it; it re-ranks what BM25 finds"
+ITERATIONS, STEPS, BATCH = 20, 8, 16
+CURRICULUM_END = 5
+RATE = 1e-3
+KEPT = "sentence-transformers format; blend.json says how much it weighs beside BM25"
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """The ranker, and its weight beside BM25."""
+
+    ranker: EmbeddingRanker
+    blend: float
 
 
 def check(scale: Scale) -> None:
@@ -57,42 +70,62 @@ def _first_stage(frozen: str) -> Run:
     return bm25_run(load(json.loads(frozen)).task, DEPTH, keep_scores=True)
 
 
-def fit(scale: Scale, seed: int, train: Sequence[str], dev: Sequence[str], curriculum: bool) -> ConvKNRM:
-    """A ConvKNRM on the encoder's word vectors, trained on `train`, its best iteration kept by `dev`."""
+def fit(scale: Scale, seed: int, train: Sequence[str], dev: Sequence[str], curriculum: bool) -> Reranker:
+    """A map trained on `train`, its best iteration kept by `dev`."""
     from gradatim.curricula import LinearCurriculum
-    from gradatim.models import ConvKNRM
-    from gradatim.models.reranker_training import train_reranker
+    from gradatim.models import choose_blend, score_run, train_reranker
 
-    task, run = load(scale).task, first_stage(scale)
-    tokens: dict[str, Any] = {"max_doc_tokens": scale["tokens"]} if scale["tokens"] else {}
-    model = ConvKNRM.from_sentence_transformer(scale["model"], seed=seed, **tokens)
-    model.to(scale["device"])
+    task = load(scale).task
+    ranker = start(scale)
+    run = {q: first_stage(scale)[q] for q in [*train, *dev] if first_stage(scale).get(q)}
+    qrels = {q: task.qrels[q] for q in [*train, *dev] if task.relevant(q)}
+    # Nothing is trained yet: every one of these queries is fit to choose with.
+    blend = choose_blend(run, score_run(ranker, task.queries, task.corpus, run, DEPTH), qrels)
     train_reranker(
-        model,
+        ranker,
         task.queries,
         task.corpus,
-        {q: run[q] for q in [*train, *dev] if run.get(q)},
-        {q: task.qrels[q] for q in [*train, *dev]},
-        curriculum=LinearCurriculum(CURRICULUM_END) if curriculum else None,
+        run,
+        qrels,
+        curriculum=LinearCurriculum(CURRICULUM_END, iteration_size=STEPS * BATCH) if curriculum else None,
         iterations=ITERATIONS,
-        validation_qrels={q: task.qrels[q] for q in dev} or None,
+        steps_per_iteration=STEPS,
+        batch_size=BATCH,
+        learning_rate=RATE,
+        validation_qrels={q: qrels[q] for q in dev if q in qrels} or None,
+        validate_top=DEPTH,
+        keep_start=True,
+        blend=blend,
         seed=seed,
     )
-    return model
+    return Reranker(ranker, blend)
 
 
-def rank(model: ConvKNRM, scale: Scale, queries: Sequence[str]) -> Run:
-    """BM25's run of these queries with its best 30 in the model's order."""
-    from gradatim.models.reranker_training import rerank_run
+def start(scale: Scale) -> EmbeddingRanker:
+    """The ranker before training, with the vectors of every text of the collection."""
+    from gradatim.models import EmbeddingRanker, load_text_encoder
+
+    task, found = load(scale).task, vectors(scale)
+    encoder = load_text_encoder(scale["model"], scale["device"], scale["tokens"])
+    ranker = EmbeddingRanker(encoder, found.passages.shape[1])
+    ranker.remember(list(task.queries.values()), found.queries)
+    return ranker.remember(list(task.corpus.values()), found.passages)
+
+
+def rank(fitted: Reranker, scale: Scale, queries: Sequence[str]) -> Run:
+    """BM25's run of these queries in the order of the blend."""
+    from gradatim.models import rerank_run
 
     task, run = load(scale).task, first_stage(scale)
     asked = {q: run[q] for q in queries if run.get(q)}
-    return rerank_run(model, task.queries, task.corpus, asked, TOP)
+    return rerank_run(fitted.ranker, task.queries, task.corpus, asked, DEPTH, blend=fitted.blend)
 
 
-def save(model: ConvKNRM, scale: Scale, folder: Path) -> None:
-    """The model's own files."""
-    model.save_pretrained(folder)
+def save(fitted: Reranker, scale: Scale, folder: Path) -> None:
+    """The encoder with the map behind it, and the weight beside BM25."""
+    ranker = fitted.ranker
+    as_sentence_transformer(ranker.encoder, ranker.weight.detach()).save(str(folder))
+    (folder / "blend.json").write_text(json.dumps({"reranker": fitted.blend}) + "\n", encoding="utf-8")
 
 
 def code(won: Winner, scale: Scale, saved: Path | None) -> str:
@@ -100,10 +133,12 @@ def code(won: Winner, scale: Scale, saved: Path | None) -> str:
     if saved is not None:
         return "\n".join(
             [
-                "from gradatim.models import ConvKNRM",
+                "from sentence_transformers import SentenceTransformer",
                 "",
-                f"model = ConvKNRM.from_pretrained({str(saved)!r})",
-                "best_first = model.rank(queries[0], passages)  # passages: what BM25 found for this query",
+                f"model = SentenceTransformer({str(saved)!r})",
+                "# passages: what BM25 found for this query. blend.json holds the share of these scores",
+                "# beside BM25's own, both at mean 0 and deviation 1: gradatim.models.blend_run.",
+                "scores = model.similarity(model.encode(queries[:1]), model.encode(passages))[0]",
             ]
         )
     weighted = won.arm == "rerank-curriculum"
@@ -111,12 +146,13 @@ def code(won: Winner, scale: Scale, saved: Path | None) -> str:
         [
             *(["from gradatim.curricula import LinearCurriculum"] if weighted else []),
             "from gradatim.losses import PairwiseCurriculumLoss",
-            "from gradatim.models import ConvKNRM",
+            "from gradatim.models import EmbeddingRanker, load_text_encoder",
             "",
-            f"model = ConvKNRM.from_sentence_transformer({scale['model']!r})",
+            f"encoder = load_text_encoder({scale['model']!r})",
+            "model = EmbeddingRanker(encoder, encoder.get_embedding_dimension())",
             f"loss = PairwiseCurriculumLoss(model, curriculum=LinearCurriculum({CURRICULUM_END}))"
             if weighted
             else "loss = PairwiseCurriculumLoss(model)",
-            "# --save FOLDER keeps the model that was trained; gradatim.models.reranker_training trains one.",
+            "# --save FOLDER keeps the model that was trained; gradatim.models.train_reranker trains one.",
         ]
     )

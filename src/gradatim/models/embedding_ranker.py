@@ -43,6 +43,11 @@ class EmbeddingRanker(nn.Module):
         self._known: dict[str, Tensor] = {}
 
     @property
+    def encoder(self) -> Any:
+        """The frozen encoder."""
+        return self._encoder[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the map is."""
         return self.weight.device
@@ -65,7 +70,7 @@ class EmbeddingRanker(nn.Module):
         queries, docs = [(prompt or "") + query for query, _ in pairs], [doc for _, doc in pairs]
         fresh = [text for text in dict.fromkeys([*queries, *docs]) if text not in self._known]
         if fresh:
-            vectors = self._encoder[0].encode(fresh, batch_size=self.batch_size, show_progress_bar=False)
+            vectors = self.encoder.encode(fresh, batch_size=self.batch_size, show_progress_bar=False)
             self.remember(fresh, np.asarray(vectors, dtype=np.float32))
         return {
             "queries": torch.stack([self._known[text] for text in queries]),
