@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradatim.cli import catalogue, compare, data, identify, index, report, run, schedule, search, serve
+from gradatim.cli import catalogue, compare, data, identify, index, mine, report, run, schedule, search, serve
 from gradatim.cli.errors import UsageError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("identify")(identify.identify)
 app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("serve")(serve.serve)
+app.command("mine")(mine.mine)
 app.command("report")(report.report)
 app.add_typer(data.app, name="data")
 app.add_typer(schedule.app, name="schedule")

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradatim.curricula.cached_scores import CachedScores
     from gradatim.curricula.curriculum_callback import CurriculumCallback
     from gradatim.curricula.difficulty import (
         KDEScore,
@@ -37,6 +38,7 @@ _LAZY = {
     "ReciprocalRank": "difficulty",
     "RelativeMargin": "margins",
     "RunPairs": "run_pairs",
+    "CachedScores": "cached_scores",
     "TaskBatchSampler": "task_batches",
     "TeacherEnsemble": "teachers",
     "attach_difficulty": "run_pairs",
@@ -54,6 +56,7 @@ __all__ = [
     "BM25",
     "AbsoluteMargin",
     "AdaptiveMargin",
+    "CachedScores",
     "CurriculumCallback",
     "Dense",
     "KDEScore",

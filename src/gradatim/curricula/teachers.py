@@ -69,6 +69,24 @@ class BM25:
         ]
         return torch.from_numpy(np.stack(rows).astype(np.float32))
 
+    def words_of(self, queries: Sequence[str]) -> list[str]:
+        """The words of these queries that the fitted corpus has."""
+        known = self._fitted[1]
+        return sorted(
+            {word for row in _tokens(list(queries), as_words=True) for word in row if word in known}
+        )
+
+    def vectors(
+        self, queries: Sequence[str], corpus: Sequence[str], words: Sequence[str]
+    ) -> tuple[Float[Tensor, "queries words"], Float[Tensor, "docs words"]]:
+        """Dense vectors over `words` (those of the queries) whose dot products are the scores."""
+        weights, vocabulary = self._weights(list(corpus))
+        columns = [vocabulary[word] for word in words]
+        counts = self._counts(queries, vocabulary, weights.shape[1])
+        return tuple(  # type: ignore[return-value]
+            torch.from_numpy(part[:, columns].toarray().astype(np.float32)) for part in (counts, weights)
+        )
+
     def _weights(self, docs: list[str]) -> tuple[csr_array, dict[str, int]]:
         """Each passage's weight of each term [docs, terms]."""
         place = self._place
