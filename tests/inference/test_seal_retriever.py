@@ -163,6 +163,28 @@ def test_teacher_forcing_of_n_grams_of_several_lengths(model, tokenizer):
     assert ngram_log_probs(model, prompts, None, [[], []]) == [[], []]
 
 
+@pytest.mark.parametrize("copying", [0.3, 1.0])
+def test_a_generator_that_copies_its_query(model, tokenizer, copying):
+    query = "the trip was great"
+    plain = retriever(model, tokenizer).fit(TEXTS)
+    mixed = retriever(model, tokenizer, copying=copying).fit(TEXTS)
+    own = {n for n in query_ngrams(query, tokenizer) if plain.index_.count(n)}
+    assert tuple(token_ids("the trip was", tokenizer)) in own
+    prompt = tokenizer(f"{query} :")["input_ids"]
+    ((keys, _),) = mixed.keys_of([query])
+    best = {n: max(k.log_prob for k in keys if k.tokens == n) for n in own}
+    for ngram, found in best.items():
+        p = math.exp(log_probs_after(model, prompt, ngram))
+        assert found == pytest.approx(math.log((1 - copying) * p + copying / 4), abs=1e-5)
+    # A model that knows nothing finds by chance; one that copies finds the passage with the query's words.
+    assert mixed.search([query], 1)[0][0].doc_id == "2"
+    without = retriever(model, tokenizer, copying=copying, rescore=False).fit(TEXTS)
+    ((keys, _),) = without.keys_of([query])
+    assert {k.tokens for k in keys} >= own
+    with pytest.raises(ValueError, match="from 0 to 1, got 2.0"):
+        retriever(model, tokenizer, copying=2.0).fit(TEXTS).search([query])
+
+
 def test_a_ready_index_needs_no_fit_and_a_folder_brings_it_back(tmp_path, tokenizer):
     model = tiny_llama()
     fitted = retriever(model, tokenizer, alpha=1.5).fit(TEXTS, TITLES, ids=list("abcde"))

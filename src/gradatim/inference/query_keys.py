@@ -73,6 +73,13 @@ def ngram_log_probs(
     return [total[a:b].tolist() for a, b in pairwise(bounds.tolist())]
 
 
+def copied_log_probs(log_probs: Sequence[float], words: int, copying: float) -> list[float]:
+    """log((1 - c) P(n|q) + c / words): of a generator that copies its query with probability c."""
+    with np.errstate(divide="ignore"):
+        mixed = np.logaddexp(np.log1p(-copying) + np.asarray(log_probs), np.log(copying / max(1, words)))
+    return np.minimum(mixed, 0.0).tolist()
+
+
 def unigram_keys(
     index: SubstringIndex, log_probs: Float[np.ndarray, " vocab"], most: int, barred: Sequence[int] = ()
 ) -> list[Key]:

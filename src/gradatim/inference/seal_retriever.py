@@ -22,7 +22,13 @@ from torch import Tensor
 from gradatim.inference.index_file import IndexFormatError
 from gradatim.inference.index_text import clean, text_of, token_ids, token_lists, vocabulary_size
 from gradatim.inference.ngram_scoring import KeyScoring, ScoredDocument, score_documents, unigram_weights_of
-from gradatim.inference.query_keys import ngram_log_probs, occurring, query_ngrams, unigram_keys
+from gradatim.inference.query_keys import (
+    copied_log_probs,
+    ngram_log_probs,
+    occurring,
+    query_ngrams,
+    unigram_keys,
+)
 from gradatim.inference.substring_beams import BeamSettings, Decoded, Key, decode
 from gradatim.inference.substring_index import SubstringIndex
 from gradatim.inference.token_index import TokenIndex
@@ -60,8 +66,12 @@ class SEALRetriever(BaseEstimator):
         query_ngrams: also use the query's own n-grams of up to three words.
         titles: also generate titles, where `fit` was given some; `title_length` is their longest.
         unigrams: how many of the likeliest first tokens count where nothing better does; 0: none.
-        rescore: score the query's n-grams with the model; without it they are left out. What was decoded
-            carries the model's own score already.
+        rescore: score the query's n-grams with the model; without it they are left out, unless copied. What
+            was decoded carries the model's own score already.
+        copying: ours, 0 in the paper: a share c of the generator's probability that copies the query,
+            beginning at any of its words alike: P(n|q) becomes (1 - c) P(n|q) + c / words for its n-grams. A
+            small generator trained from nothing does not copy by itself, as a pretrained one does; then this
+            gives the query's rare words their weight.
         prompt: a text with {query}, or one each for "body" and "title"; None: the paper's markers.
         delimiter: the text between a title and its body.
         batch_size: queries at once.
@@ -87,6 +97,7 @@ class SEALRetriever(BaseEstimator):
         titles: bool = True,
         unigrams: int = 5000,
         rescore: bool = True,
+        copying: float = 0.0,
         prompt: str | Mapping[str, str] | None = None,
         single_key: float = 0.0,
         length_penalty: float = 0.0,
@@ -110,6 +121,7 @@ class SEALRetriever(BaseEstimator):
         self.titles = titles
         self.unigrams = unigrams
         self.rescore = rescore
+        self.copying = copying
         self.prompt = prompt
         self.single_key = single_key
         self.length_penalty = length_penalty
@@ -193,6 +205,8 @@ class SEALRetriever(BaseEstimator):
     def keys_of(self, queries: Sequence[str]) -> list[tuple[list[Key], np.ndarray]]:
         """All keys of each query, before weighing, and the log-probabilities [vocab] of the first token."""
         index = self._index()
+        if not 0 <= self.copying <= 1:
+            raise ValueError(f"copying must be a share from 0 to 1, got {self.copying}")
         was = getattr(self.model, "training", False)
         if was:
             self.model.eval()
@@ -201,7 +215,8 @@ class SEALRetriever(BaseEstimator):
             body = BeamSettings(num_beams=self.num_beams, max_new_tokens=self.ngram_length)
             decoded = decode(self.model, index, ids, mask, body)
             heads = self._title_keys(queries) if self.titles and self.titled_ else [[] for _ in queries]
-            own = self._query_keys(queries, ids, mask) if self.query_ngrams and self.rescore else None
+            with_own = self.query_ngrams and (self.rescore or self.copying > 0)
+            own = self._query_keys(queries, ids, mask) if with_own else None
         finally:
             if was:
                 self.model.train()
@@ -301,7 +316,15 @@ class SEALRetriever(BaseEstimator):
         # The prompt was cut to leave room for ngram_length tokens.
         ngrams = [[n for n in found if len(n) <= self.ngram_length] for found, _ in here]
         numbers = [dict(zip(found, counts, strict=True)) for found, counts in here]
-        scores = ngram_log_probs(self.model, ids, mask, ngrams)
+        if self.rescore:
+            scores = ngram_log_probs(self.model, ids, mask, ngrams)
+        else:
+            scores = [[-np.inf] * len(of_query) for of_query in ngrams]
+        if self.copying:
+            scores = [
+                copied_log_probs(of_query, len(query.split()), self.copying)
+                for of_query, query in zip(scores, queries, strict=True)
+            ]
         return [
             [Key(n, s, int(number[n]), True) for n, s in zip(of_query, of_scores, strict=True)]
             for of_query, of_scores, number in zip(ngrams, scores, numbers, strict=True)
