@@ -176,8 +176,8 @@ def test_a_generator_that_copies_its_query(model, tokenizer, copying):
     for ngram, found in best.items():
         p = math.exp(log_probs_after(model, prompt, ngram))
         assert found == pytest.approx(math.log((1 - copying) * p + copying / 4), abs=1e-5)
-    # A model that knows nothing finds by chance; one that copies finds the passage with the query's words.
-    assert mixed.search([query], 1)[0][0].doc_id == "2"
+    if copying == 1:  # only the words of the query count: its passage is found
+        assert mixed.search([query], 1)[0][0].doc_id == "2"
     without = retriever(model, tokenizer, copying=copying, rescore=False).fit(TEXTS)
     ((keys, _),) = without.keys_of([query])
     assert {k.tokens for k in keys} >= own
