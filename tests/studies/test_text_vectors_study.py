@@ -8,11 +8,12 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from gradatim.bench import Outcome, Results, judge
+from gradatim.bench import Outcome, Results, judge, tuning_seeds
 from gradatim.inference import hamming_distances
 from gradatim.studies import load
 from gradatim.studies import text_vectors as paper
 from gradatim.studies import text_vectors_trials as trials
+from gradatim.studies import text_vectors_tuning as tuning
 from gradatim.studies.text_vectors_hashing import autoencoder_codes
 from gradatim.tasks.docstrings import LabelledDocuments
 from gradatim.tasks.tied_retrieval import retrieval_scores
@@ -21,13 +22,16 @@ QUICK = paper.study.profiles["quick"]
 SCALE = {
     **QUICK.scale,
     "queries": 20,
-    "lsa_dim": 12,
     "paragraphs": {"min_count": 2, "sample": 0.0, "epochs": 12},
-    "real": {"lr": 0.05},
-    "binary": {"lr": 0.05, "doc_lr": 1.0},
-    "real_binary": {"lr": 0.05, "doc_lr": 0.2},
+    "recipes": {
+        **{name: {"lr": 0.05, "doc_lr": 1.0} for name in ("bpv", "bpv-smooth")},
+        "real-binary": {"lr": 0.05, "doc_lr": 0.2},
+        **{f"pv-{how}": {"lr": 0.05} for how in ("lsh", "sign", "median", "itq")},
+        "pv-cosine": {"lr": 0.05, "real": 100},
+        "lsa-itq": {"dim": 12, "sublinear_tf": True, "use_idf": True},
+        "autoencoder": {"words": 60, "hidden": 24, "lr": 5e-3, "epochs": 40, "noise": 1.0},
+    },
     "dropouts": {"32": 0.0},
-    "autoencoder": {"words": 60, "hidden": 24, "lr": 5e-3, "epochs": 40, "noise": 1.0},
     "pairs": 3,
     "counts": [40, 400],
     "senses": {"n_senses": 2, "n_components": 16, "sample": 0.0, "warm_epochs": 2, "epochs": 3},
@@ -130,6 +134,30 @@ def test_topics_without_a_common_word_are_found_by_every_arm(name):
         assert found.metrics != trials.run_trial(arm(f"codes/{name}"), 1, SCALE).metrics
 
 
+@pytest.mark.parametrize("family", QUICK.scale["recipes"])
+def test_every_family_had_as_many_recipes_and_the_study_holds_one_of_them(family):
+    rounds = tuning.GRIDS[family]
+    assert [len(recipes) for recipes in rounds] == [16, 16]
+    assert QUICK.scale["recipes"][family] in [*rounds[0], *rounds[1]]
+    assert len({str(sorted(recipe.items())) for recipe in rounds[0]}) == 16
+
+
+def test_recipes_are_tried_on_tuning_seeds_and_the_best_comes_first(monkeypatch):
+    seen = []
+
+    def spied(arm, seed, scale):
+        seen.append((seed, scale["recipes"]["bpv"]["lr"]))
+        return Outcome({"map": scale["recipes"]["bpv"]["lr"] + 0.1 * (seed == tuning_seeds(1)[0])})
+
+    monkeypatch.setattr(tuning, "run_trial", spied)
+    found = tuning.tried(arm("codes/bpv-32"), SCALE, [{"lr": 0.1}, {"lr": 0.3}])
+    assert [(round(value, 6), recipe) for value, _, recipe in found] == [
+        (0.35, {"lr": 0.3}),
+        (0.15, {"lr": 0.1}),
+    ]
+    assert seen == [(seed, lr) for lr in (0.1, 0.3) for seed in tuning_seeds(2)]
+
+
 def test_queries_are_never_trained_on():
     s = trials.split(SCALE, 0)
     assert not set(s.queries) & set(s.pool)
@@ -150,7 +178,10 @@ def test_hashed_vectors_keep_neighbours(how):
 
 def test_autoencoder_is_repeatable(small):
     documents = [list(d) for d in small.documents]
-    one, again = (autoencoder_codes(documents[:5], documents[5:40], 16, SCALE, 3) for _ in range(2))
+    one, again = (
+        autoencoder_codes(documents[:5], documents[5:40], 16, SCALE["recipes"]["autoencoder"], 3)
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(one[0], again[0])
     assert one[1].shape == (35, 2)
 

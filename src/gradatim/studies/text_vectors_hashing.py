@@ -8,13 +8,13 @@ to be nearly binary, word counts out. Trained end to end by Adam, without the or
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
-
-from gradatim.bench import Scale
 
 
 class CountAutoencoder(nn.Module):
@@ -40,19 +40,21 @@ class CountAutoencoder(nn.Module):
 
 
 def autoencoder_codes(
-    queries: list[list[str]], pool: list[list[str]], bits: int, scale: Scale, seed: int
+    queries: list[list[str]], pool: list[list[str]], bits: int, recipe: Mapping[str, Any], seed: int
 ) -> tuple[UInt8[np.ndarray, "queries bytes"], UInt8[np.ndarray, "docs bytes"]]:
-    """Codes [pre-activation > its median over the pool] of queries and pool, trained on the pool."""
-    settings = dict(scale["autoencoder"])
+    """Codes [pre-activation > its median over the pool] of queries and pool, trained on the pool.
+
+    The recipe names `words`, `hidden`, `lr`, `epochs` and `noise`.
+    """
     frequency = Counter(word for document in pool for word in document)
-    index = {word: i for i, (word, _) in enumerate(frequency.most_common(int(settings["words"])))}
+    index = {word: i for i, (word, _) in enumerate(frequency.most_common(int(recipe["words"])))}
     counts = [torch.from_numpy(_counts(documents, index)) for documents in (queries, pool)]
     torch.manual_seed(seed)
-    model = CountAutoencoder(len(index), int(settings["hidden"]), bits)
-    optimizer = torch.optim.Adam(model.parameters(), lr=float(settings["lr"]))
-    for _ in range(int(settings["epochs"])):
+    model = CountAutoencoder(len(index), int(recipe["hidden"]), bits)
+    optimizer = torch.optim.Adam(model.parameters(), lr=float(recipe["lr"]))
+    for _ in range(int(recipe["epochs"])):
         for rows in torch.randperm(len(pool)).split(128):
-            noise = float(settings["noise"]) * torch.randn(len(rows), bits)
+            noise = float(recipe["noise"]) * torch.randn(len(rows), bits)
             optimizer.zero_grad()
             model.loss(counts[1][rows], noise).backward()
             optimizer.step()

@@ -100,16 +100,16 @@ def run_trial(arm: Arm, seed: int, scale: Scale) -> Outcome:
 def codes_outcome(settings: Mapping[str, Any], seed: int, scale: Scale) -> Outcome:
     """MAP and NDCG@10 of one way to make codes (or of real vectors by cosine)."""
     s, bits = split(scale, seed), int(settings.get("bits", 0))
-    kind = settings["kind"]
+    kind, recipe = settings["kind"], scale["recipes"].get(settings.get("recipe", ""), {})
     if kind == "tfidf":
         query, pool = tfidf(s)
         return _codes_result(retrieval_scores((query @ pool.T).toarray(), s.relevance))
     if kind == "autoencoder":
         from gradatim.studies.text_vectors_hashing import autoencoder_codes
 
-        return _hamming_result(*autoencoder_codes(s.of(s.queries), s.of(s.pool), bits, scale, seed), s)
+        return _hamming_result(*autoencoder_codes(s.of(s.queries), s.of(s.pool), bits, recipe, seed), s)
     if kind == "lsa":
-        query, pool = lsa(s, int(scale["lsa_dim"]), seed)
+        query, pool = lsa(s, bits, recipe, seed)
         return _hamming_result(*hash_vectors("itq", query, pool, bits, seed), s)
     model = fitted_paragraphs(settings, bits, s, scale, seed)
     vectors = model.transform(s.of(s.queries))
@@ -128,21 +128,18 @@ def fitted_paragraphs(settings: Mapping[str, Any], bits: int, s: Split, scale: S
     """The paragraph vectors of an arm, trained on the pool."""
     from gradatim.models.paragraph_vector import ParagraphVector
 
-    common = dict(scale["paragraphs"])
-    if settings["kind"] in ("cosine", "paragraph-hash"):
-        options = {"n_components": int(settings.get("real", bits)), **common, **dict(scale["real"])}
-    else:
-        own = "real_binary" if settings.get("real_dim") else "binary"
-        options = {
-            "n_components": bits,
+    recipe = dict(scale["recipes"][settings["recipe"]])
+    real = max(bits, int(recipe.pop("real", bits)))
+    options = {**scale["paragraphs"], "n_components": real, **recipe}
+    if settings["kind"] == "binary":
+        options |= {
             "binary": True,
             "rounding": settings.get("rounding", "straight_through"),
             "real_dim": settings.get("real_dim"),
             "mode": settings.get("mode", "dbow"),
-            **common,
-            **dict(scale[own]),
-            **({"dropout": dict(scale["dropouts"])[str(bits)]} if own == "binary" else {}),
         }
+        if not settings.get("real_dim"):
+            options["dropout"] = scale["dropouts"][str(bits)]
     return ParagraphVector(**options, random_state=seed % 2**31).fit(s.of(s.pool))
 
 
@@ -176,21 +173,21 @@ def hash_vectors(
         faiss.omp_set_num_threads(before)
 
 
-def tfidf(s: Split) -> tuple[Any, Any]:
+def tfidf(s: Split, **options: Any) -> tuple[Any, Any]:
     """tf-idf rows of unit length (logarithmic counts) of queries and pool, fitted on the pool."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(analyzer=_as_it_is, min_df=5, sublinear_tf=True)
+    vectorizer = TfidfVectorizer(analyzer=_as_it_is, **{"min_df": 5, "sublinear_tf": True, **options})
     pool = vectorizer.fit_transform(s.of(s.pool))
     return vectorizer.transform(s.of(s.queries)), pool
 
 
-def lsa(s: Split, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Truncated singular vectors of tf-idf."""
+def lsa(s: Split, bits: int, recipe: Mapping[str, Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Truncated singular vectors of weighted counts: `dim` of the recipe, or as many as there are bits."""
     from sklearn.decomposition import TruncatedSVD
 
-    query, pool = tfidf(s)
-    svd = TruncatedSVD(dim, random_state=seed % 2**31)
+    query, pool = tfidf(s, **{name: value for name, value in recipe.items() if name != "dim"})
+    svd = TruncatedSVD(max(bits, int(recipe["dim"])), random_state=seed % 2**31)
     reduced = svd.fit_transform(pool)
     return svd.transform(query).astype(np.float32), reduced.astype(np.float32)
 
