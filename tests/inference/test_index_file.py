@@ -106,6 +106,17 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, memory):
                 TokenIndex.load(tmp_path / "cut", verify=verify)
 
 
+def test_a_symbol_of_no_token_is_named(tmp_path):
+    saved(tmp_path / "x.idx", "fast")
+    meta, arrays = read_index(tmp_path / "x.idx")
+    text = np.array(arrays["text"])
+    for symbol in (0, len(arrays["alphabet"]) + 1, 2**16 - 1):
+        text[1] = symbol  # the first token of the first document
+        write_index(tmp_path / "forged", meta, {**arrays, "text": text})
+        with pytest.raises(IndexFormatError, match="symbol of no token"):
+            TokenIndex.load(tmp_path / "forged").tokens(0)
+
+
 def forge(meta, arrays, rng):
     """One well-formed file that says something else: a forger has good checksums."""
     meta, arrays = dict(meta), dict(arrays)

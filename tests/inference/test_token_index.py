@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradatim.inference import TokenIndex
+from gradatim.inference.document_bounds import DocumentBounds
 from gradatim.inference.suffix_sort import prefix_doubling, suffix_array
 
 EOD = 9
@@ -221,3 +222,17 @@ def test_the_compact_form_is_less_than_half_of_the_fast_one():
     assert compact.nbytes < 0.4 * fast.nbytes
     assert fast.memory == "fast"
     assert compact.memory == "compact"
+
+
+@pytest.mark.parametrize("longest", [1, 2, 9, 300])
+def test_documents_of_places_are_those_of_a_bisection(longest):
+    rng = np.random.default_rng(longest)
+    for documents in (1, 2, 3, 7, 64, 500):
+        starts = np.concatenate([[0], np.cumsum(rng.integers(0, longest, documents) + 1)])
+        bounds = DocumentBounds(starts)
+        places = rng.permutation(starts[-1] + 1)
+        expected = np.searchsorted(starts, places, side="right") - 1
+        np.testing.assert_array_equal(bounds.holders(places), expected)
+        blocks, shift = bounds._blocks  # compiled look-ups read one block further than the last place's
+        assert len(blocks) >= (int(starts[-1]) >> shift) + 2
+        assert len(blocks) <= 2 * documents + 4

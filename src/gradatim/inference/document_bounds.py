@@ -30,4 +30,4 @@ class DocumentBounds:
         n = int(self.starts[-1]) + 1
         shift = (n // len(self.starts)).bit_length()
         begins = np.arange((n >> shift) + 2) << shift
-        return np.searchsorted(self.starts, begins, side="right") - 1, max(shift, 0)
+        return np.searchsorted(self.starts, begins, side="right") - 1, shift
