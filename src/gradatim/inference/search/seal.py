@@ -10,8 +10,10 @@ from gradatim.inference.search.passages import StoredPassage
 from gradatim.inference.search.seal_building import TOKENS, load_generator
 from gradatim.inference.search.shard import Scored, Shard, merge
 
-BEAMS = 10
-NGRAM = 8
+BEAMS, NGRAM = 5, 5
+COPYING = 0.3
+"""Share of the question's own n-grams in what is expected: see `SEALRetriever`. Longer n-grams, more beams and
+single tokens cost time and changed nothing, or worse, on questions that folders ask themselves."""
 
 
 class SealSearch:
@@ -36,7 +38,13 @@ class SealSearch:
             raise IndexDamagedError("the token index has other passages; make the index again")
         model, tokenizer = load_generator(generator)
         self._retriever = SEALRetriever.from_index(
-            index, model.to(device) if device else model, tokenizer, num_beams=BEAMS, ngram_length=NGRAM
+            index,
+            model.to(device) if device else model,
+            tokenizer,
+            num_beams=BEAMS,
+            ngram_length=NGRAM,
+            copying=COPYING,
+            unigrams=0,
         )
 
     def __call__(self, question: str, k: int) -> list[Scored]:

@@ -20,7 +20,7 @@ GENERATOR = "generator"
 TOKENS = "tokens.index"
 VOCABULARY = 8000
 BATCH = 48
-FEWEST_STEPS, MOST_STEPS = 100, 1200
+FEWEST_STEPS, MOST_STEPS = 100, 600
 
 
 def build_seal(
