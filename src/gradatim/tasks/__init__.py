@@ -56,6 +56,7 @@ from gradatim.tasks.text_classification import (
 )
 from gradatim.tasks.text_stream import TextStream, text_stream
 from gradatim.tasks.tied_retrieval import retrieval_scores, shared_labels
+from gradatim.tasks.trec_run import read_trec_run, write_trec_run
 
 if TYPE_CHECKING:
     from gradatim.tasks.graded_evaluator import GradedRetrievalEvaluator
@@ -134,6 +135,7 @@ __all__ = [
     "random_instances",
     "read_intents",
     "read_text_classification",
+    "read_trec_run",
     "relu_instance",
     "retrieval_scores",
     "shared_labels",
@@ -145,6 +147,7 @@ __all__ = [
     "to_multi_positive",
     "unsupervised_pairs",
     "write_beir",
+    "write_trec_run",
 ]
 
 
