@@ -149,6 +149,8 @@ def test_rows_are_read_by_compare(run, data, encoder, tmp_path):
         (("--model", "/nowhere"), "is no folder"),
         (("--data", "absent"), "absent"),
         (("--rerank", "./absent"), "no such folder"),
+        (("--margin", "absolute:3"), "leaves no candidate to 22 of 22 queries"),
+        (("--margin", "absolute:3"), "try --several max"),
     ],
 )
 def test_errors_are_one_line(run, data, encoder, tmp_path, arguments, message):

@@ -99,9 +99,16 @@ def mine(
         raise UsageError(str(error)) from error
     write_lines(mined.lines, out)
     if as_json:
-        counts = {"lines": len(mined.lines), "asked": mined.asked, "remembered": mined.remembered}
+        counts: dict[str, Any] = {
+            "lines": len(mined.lines),
+            "asked": mined.asked,
+            "remembered": mined.remembered,
+        }
+        counts["notes"] = list(mined.notes)
         typer.echo(json.dumps({"out": str(out), **counts, **asdict(mined.report)}, indent=1))
     elif not quiet:
+        for note in mined.notes:
+            typer.echo(f"note: {note}", err=True)
         typer.echo(f"{out}: {len(mined.lines):,} lines")
         typer.echo(str(mined.report))
         if reranker is not None:

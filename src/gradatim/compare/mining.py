@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,13 @@ FORMATS = ("rows", "triplets")
 
 @dataclass(frozen=True)
 class Mined:
-    """Lines to write, what mining did, and how many pairs the re-ranker scored and remembered."""
+    """Lines to write, what mining did, how many pairs the re-ranker scored and remembered, and warnings."""
 
     lines: list[dict[str, Any]]
     report: MiningReport
     asked: int = 0
     remembered: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def mine(
@@ -92,9 +94,11 @@ def mine(
         "min": torch.amin, "max": torch.amax, "mean": torch.mean
     }  # fmt: skip
     try:
-        mined = mine_rows(
-            of_queries, of_corpus, known, margin, rescore=None if cached is None else rescore, **options
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            mined = mine_rows(
+                of_queries, of_corpus, known, margin, rescore=None if cached is None else rescore, **options
+            )
         lines = [
             line
             for i, query in enumerate(asked)
@@ -107,12 +111,14 @@ def mine(
             )
         ]
     except ValueError as error:
-        raise DataError(str(error), "mine with other options", file=scale["data"]) from error
+        fix = "try --several max, another --margin or a larger --range-max"
+        raise DataError(str(error).partition("; use")[0], fix, file=scale["data"]) from error
     finally:
         if cached is not None:
             cached.save()
     counts = (0, 0) if cached is None else (cached.asked, cached.remembered)
-    return Mined(lines, mined.report, *counts)
+    notes = tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
+    return Mined(lines, mined.report, *counts, notes)
 
 
 def write_lines(lines: Sequence[Mapping[str, Any]], out: Path) -> None:
