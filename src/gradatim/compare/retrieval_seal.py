@@ -1,39 +1,32 @@
 """Retrieval by generating: a small language model, trained on spans of relevant passages, writes search keys.
 
 "Autoregressive Search Engines", 2022, arXiv 2204.10628. The generator and its tokenizer are made from the
-collection
-alone: byte-pair units of the passages, and a decoder of two layers trained from scratch on the training
-queries' spans. It is far smaller than the paper's; the query's own n-grams, which it weighs, do much of the
-finding.
+collection alone: byte-pair units of the passages, and a decoder of two layers trained from nothing on the
+training queries' spans. It is far smaller than the paper's and does not learn to copy; the query's own
+n-grams, which it is given a share of (`copying` of `SEALRetriever`), do much of the finding.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from gradatim.bench.study import Scale
 from gradatim.compare.comparison import Winner, freeze
 from gradatim.compare.retrieval_source import load
+from gradatim.models.span_generator import byte_pair_tokenizer, train_span_generator
 from gradatim.tasks.retrieval import Run, ranked
 
 if TYPE_CHECKING:
     from gradatim.inference import SEALRetriever
-    from gradatim.tasks.span_pairs import SpanPairs
 
 UNITS = 4000
-WIDTH, LAYERS, HEADS = 128, 2, 4
-STEPS, BATCH, RATE = 400, 32, 2e-3
+STEPS, BATCH = 400, 32
 BEAMS, NGRAM = 10, 8
+COPYING = 0.3
 SOURCE = 64
 KEPT = "gradatim.compare.retrieval_seal.open_saved reads it; model, tokenizer and index in one folder"
 
@@ -48,11 +41,14 @@ def fit(scale: Scale, seed: int, train: Sequence[str]) -> SEALRetriever:
     relevant = [(task.queries[q], doc) for q in train for doc in task.relevant(q)]
     # A passage without words (an image's page, a deleted post) has no span to write.
     corpus = {doc: text if text.split() else "." for doc, text in task.corpus.items()}
-    model = train_generator(tokenizer, SpanPairs(relevant, corpus, seed=seed), seed)
+    pairs = SpanPairs(relevant, corpus, seed=seed)
+    model = train_span_generator(
+        pairs, tokenizer, steps=STEPS, batch_size=BATCH, max_source=SOURCE, context=2 * SOURCE, seed=seed
+    )
     passages = list(corpus.values())
     longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in passages)
     retriever = SEALRetriever(
-        model, tokenizer, num_beams=BEAMS, ngram_length=min(NGRAM, longest), unigrams=1000
+        model, tokenizer, num_beams=BEAMS, ngram_length=min(NGRAM, longest), copying=COPYING, unigrams=0
     )
     return retriever.fit(passages, ids=list(task.doc_ids))
 
@@ -118,78 +114,4 @@ def units_of(scale: Scale) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _units(frozen: str) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=UNITS,
-        special_tokens=["<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(load(json.loads(frozen)).task.corpus.values(), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
-
-
-def train_generator(tokenizer: Any, data: SpanPairs, seed: int) -> Any:
-    """A decoder trained from scratch; its weights and batches follow from the seed."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from gradatim.bench.fit import fit as run_fit
-    from gradatim.tasks.span_pairs import PairCollator
-
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_embd=WIDTH,
-        n_layer=LAYERS,
-        n_head=HEADS,
-        n_positions=2 * SOURCE,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
-    collate = PairCollator(tokenizer, max_source=SOURCE, max_target=SOURCE // 2, pad=tokenizer.pad_token_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS + 1)
-    run_fit(
-        model,
-        optimizer,
-        _Draws(data, collate, seed),
-        target_loss,
-        scheduler=schedule,
-        steps=STEPS,
-        clip=1.0,
-        seed=seed,
-    )
-    return model.eval()
-
-
-def target_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy of the target's tokens."""
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"][:, 1:].flatten())
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """Batches of pairs drawn with replacement; spans are drawn anew every len(data) pairs."""
-
-    data: SpanPairs
-    collate: Any
-    seed: int
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = np.random.default_rng(self.seed)
-        for step in range(STEPS):
-            self.data.set_epoch(step * BATCH // len(self.data))
-            yield self.collate([self.data[int(i)] for i in rng.integers(len(self.data), size=BATCH)])
+    return byte_pair_tokenizer(load(json.loads(frozen)).task.corpus.values(), UNITS)
