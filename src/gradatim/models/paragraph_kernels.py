@@ -36,7 +36,7 @@ MEAN, CONCAT, ORDERED = 0, 1, 2
 LARGEST_PREACTIVATION = np.float32(6.0)
 
 GROUP = 6
-"""Output rows that one pass over the hidden vector serves: six sums and the input fit the vector registers."""
+"""Output rows that one pass over the hidden vector serves: six sums and the input fit the registers."""
 
 
 @kernel
