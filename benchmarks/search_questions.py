@@ -123,7 +123,7 @@ def ask(index: FolderIndex) -> dict[str, Any]:
 
 
 def _ways(index: FolderIndex) -> dict[str, tuple[str, str | None]]:
-    """Every method; the one that a search takes by itself also with the index's own re-ranker, if it has one."""
+    """Every method; the one that a search takes by itself also re-ranked, if the index has a re-ranker."""
     ways: dict[str, tuple[str, str | None]] = {method: (method, None) for method in index.methods}
     if index.manifest.settings.get("reranker"):
         ways[f"{index.default_method}, re-ranked"] = (index.default_method, "own")

@@ -181,7 +181,7 @@ def test_a_generator_that_copies_its_query(model, tokenizer, copying):
     without = retriever(model, tokenizer, copying=copying, rescore=False).fit(TEXTS)
     ((keys, _),) = without.keys_of([query])
     assert {k.tokens for k in keys} >= own
-    with pytest.raises(ValueError, match="from 0 to 1, got 2.0"):
+    with pytest.raises(ValueError, match=r"from 0 to 1, got 2\.0"):
         retriever(model, tokenizer, copying=2.0).fit(TEXTS).search([query])
 
 

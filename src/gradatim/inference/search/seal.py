@@ -12,8 +12,8 @@ from gradatim.inference.search.shard import Scored, Shard, merge
 
 BEAMS, NGRAM = 5, 5
 COPYING = 0.3
-"""Share of the question's own n-grams in what is expected: see `SEALRetriever`. Longer n-grams, more beams and
-single tokens cost time and changed nothing, or worse, on questions that folders ask themselves."""
+"""Share of the question's own n-grams in what is expected: see `SEALRetriever`. Longer n-grams, more beams
+and single tokens cost time and changed nothing, or worse, on questions that folders ask themselves."""
 
 
 class SealSearch:
