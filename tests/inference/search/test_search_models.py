@@ -20,7 +20,7 @@ from gradatim.inference.search import (
 )
 from gradatim.inference.search.own_questions import own_question, own_questions
 from gradatim.inference.search.passages import StoredPassage
-from gradatim.inference.search.reranking import rerank
+from gradatim.inference.search.reranking import load_blend, rerank
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from tiny_encoder import tiny_encoder
@@ -55,6 +55,23 @@ def test_reranking_orders_the_first_hits_alone():
     found = [(9.0 - i, StoredPassage("f", i, "", "x" * (i % 3))) for i in range(6)]
     assert [p.number for _, p in rerank("q", found, Lengths(), depth=4)] == [2, 1, 0, 3]
     assert rerank("q", [], Lengths()) == []
+    # Mixed: both at mean 0 and deviation 1.
+    first, second = np.array([9.0, 8.0, 7.0, 6.0]), np.array([0.0, 1.0, 2.0, 0.0])
+    mixed = 0.4 * (first - first.mean()) / first.std() + 0.6 * (second - second.mean()) / second.std()
+    got = rerank("q", found, Lengths(), depth=4, blend=0.6)
+    assert [p.number for _, p in got] == np.argsort(-mixed).tolist()
+    np.testing.assert_allclose([s for s, _ in got], np.sort(mixed)[::-1])
+    assert [p.number for _, p in rerank("q", found, Lengths(), depth=4, blend=0.0)] == [0, 1, 2, 3]
+
+
+def test_a_rerankers_weight_is_read_and_checked(tmp_path):
+    assert load_blend(str(tmp_path)) == load_blend("no/such/name") == 1.0
+    put(tmp_path / "blend.json", '{"reranker": 0.25}')
+    assert load_blend(str(tmp_path)) == 0.25
+    for bad in ('{"reranker": 2}', '{"reranker": true}', '{"reranker": NaN}', "[]", "{", '{"weight": 1}'):
+        put(tmp_path / "blend.json", bad)
+        with pytest.raises(SearchError, match="make it again"):
+            load_blend(str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +134,7 @@ def test_an_index_with_its_own_reranker(tmp_path, encoder):
     assert len(ranked.hits) == len(plain.hits) == 5
     scores = [h.score for h in ranked.hits]
     assert scores == sorted(scores, reverse=True)
+    assert 0 <= load_blend(str(next((tmp_path / "ix").glob("g*/shared/reranker")))) <= 1
     few = make_folder(tmp_path / "few", 2)
     with pytest.raises(SearchError, match="index without --reranker"):
         build_index(few, tmp_path / "ix2", settings)

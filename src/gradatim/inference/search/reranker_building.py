@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gradatim.inference.search.own_questions import own_questions
 from gradatim.inference.search.passages import StoredPassage
 from gradatim.inference.search.postings import build_postings
 from gradatim.inference.search.ranking import best_rows
+from gradatim.inference.search.reranking import BLEND_FILE
 from gradatim.inference.search.settings import Progress
 from gradatim.inference.search.words import query_words, words_of
 
@@ -24,12 +26,14 @@ def build_reranker(
 ) -> None:
     """Train on (first sentence, passage) with BM25's other hits as negatives, and save below `folder`.
 
-    A tenth of the questions says when to stop. Raises SearchError where the folder has too few sentences to
-    ask, or the encoder with the word vectors is missing.
+    A tenth of the questions says when to stop, and how much the re-ranker weighs beside the first stage.
+    Raises SearchError where the folder has too few sentences to ask, or the encoder with the word vectors is
+    missing.
     """
     from gradatim.curricula import LinearCurriculum
     from gradatim.models import ConvKNRM, EncoderUnavailableError, load_text_encoder
-    from gradatim.models.reranker_training import train_reranker
+    from gradatim.models.reranker_training import score_run, train_reranker
+    from gradatim.models.run_blending import choose_blend
 
     asked = own_questions(passages, MOST_QUESTIONS)
     if len(asked) < FEWEST_QUESTIONS:
@@ -60,8 +64,11 @@ def build_reranker(
         patience=4,
         validation_qrels=held_out,
     )
+    shown = {query: run[query] for query in held_out}
+    blend = choose_blend(shown, score_run(model, queries, corpus, shown, DEPTH), held_out)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    (folder / BLEND_FILE).write_text(json.dumps({"reranker": blend}) + "\n", encoding="utf-8")
     on_progress("training re-ranker", ITERATIONS, ITERATIONS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from gradatim.inference.search.errors import SearchError
 from gradatim.inference.search.passages import StoredPassage
 from gradatim.inference.search.shard import Scored
 
+BLEND_FILE = "blend.json"
 DEPTH = 50
 """Hits that are looked at again."""
 
@@ -52,12 +54,40 @@ def _is_conv_knrm(folder: Path) -> bool:
         return False
 
 
-def rerank(question: str, found: Sequence[Scored], ranker: Any, depth: int = DEPTH) -> list[Scored]:
-    """The first `depth` hits in the re-ranker's order; equal scores keep the order they had."""
+def load_blend(name: str) -> float:
+    """The weight that a re-ranker was saved with, 1 where there is none: 0 is the first stage alone.
+
+    Raises SearchError for a file that says no number from 0 to 1.
+    """
+    path = Path(name) / BLEND_FILE
+    try:
+        weight = json.loads(path.read_text(encoding="utf-8"))["reranker"]
+    except (FileNotFoundError, NotADirectoryError):
+        return 1.0
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SearchError(f"{path} is damaged; make it again") from error
+    if type(weight) not in (int, float) or not 0 <= weight <= 1:
+        raise SearchError(f"{path} says {weight!r}, not a weight from 0 to 1; make it again")
+    return float(weight)
+
+
+def rerank(
+    question: str, found: Sequence[Scored], ranker: Any, depth: int = DEPTH, blend: float = 1.0
+) -> list[Scored]:
+    """The first `depth` hits in the re-ranker's order; equal scores keep the order they had.
+
+    With `blend` below 1 in the order of (1 - blend) z(first) + blend z(re-ranker), as in `models.blend_run`.
+    """
+    from gradatim.models.run_blending import standardised
+
     first = list(found[:depth])
     if not first:
         return []
     scores = ranker.predict([(question, _read(passage)) for _, passage in first])
+    if blend < 1:
+        scores = (1 - blend) * standardised([score for score, _ in first]) + blend * standardised(
+            [float(score) for score in scores]
+        )
     order = sorted(range(len(first)), key=lambda i: (-float(scores[i]), i))
     return [(float(scores[i]), first[i][1]) for i in order]
 

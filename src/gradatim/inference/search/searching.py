@@ -27,7 +27,7 @@ class Hit:
     """A passage that answers: its file (below the indexed folder, with "/"), place, text, what to highlight.
 
     `highlights` are pairs of character positions in `text`. `score` is the method's own: BM25, cosine, share
-    of equal bits, SEAL's or the fused ranks; a re-ranker's where there was one.
+    of equal bits, SEAL's or the fused ranks; a re-ranker's, or the mix with it, where there was one.
     """
 
     rank: int
@@ -140,12 +140,13 @@ def _answer(index: OpenIndex, question: str, k: int, method: str, rerank: str | 
         from gradatim.inference.search import reranking
 
         name = str(index.shared_folder("reranker")) if rerank == "own" else rerank
-        ranker = reranking.load_reranker(name, index.device)
+        ranker, blend = reranking.load_reranker(name, index.device), reranking.load_blend(name)
     start = time.perf_counter()
     if ranker is None:
         found = index.ranked(question, k, method)
     else:
-        found = reranking.rerank(question, index.ranked(question, max(k, reranking.DEPTH), method), ranker)
+        found = index.ranked(question, max(k, reranking.DEPTH), method)
+        found = reranking.rerank(question, found, ranker, blend=blend)
     terms = set(query_words(question))
     hits = tuple(_hit(rank, scored, terms) for rank, scored in enumerate(found[:k], 1))
     note = ""
