@@ -19,21 +19,6 @@ import toy
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder; gives exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GRADATIM_BOARD", raising=False)
-
-    def go(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(list(arguments))
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return go
-
-
-@pytest.fixture
 def toys(monkeypatch):
     """Put a toy study in the place of the papers."""
 

@@ -8,27 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from gradatim import cli
 from gradatim.curricula import BM25
 from gradatim.curricula.cached_scores import CachedScores, weights_digest
 from gradatim.models import text_encoder
 from tiny_encoder import WORDS, tiny_encoder
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in a folder of its own; gives exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRADATIM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def go(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(list(arguments))
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return go
 
 
 @pytest.fixture

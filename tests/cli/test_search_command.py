@@ -9,24 +9,8 @@ import sys
 
 import pytest
 
-from gradatim import cli
-
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "inference", "search"))
 from folders import make_folder, put
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder; gives exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def go(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(list(arguments))
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return go
 
 
 @pytest.fixture
