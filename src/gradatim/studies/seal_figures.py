@@ -91,7 +91,9 @@ def draw_keys(figure: Figure, results: Results) -> None:
             y = _line(x, weight)
             axis.plot(x[y < -0.01], y[y < -0.01], "--", color="0.5", linewidth=0.8)
             # At the lines' lower ends, where they lie apart.
-            axis.annotate(f"w = {weight:g}", (x[0], y[0]), fontsize="small", ha="left", va="bottom")
+            axis.annotate(
+                f"w = {weight:g}", (x[0], y[0]), (0, 10), textcoords="offset points", fontsize="small"
+            )
         axis.legend(fontsize="small")
     axis.set_xlabel("log P(n), smoothed frequency in the corpus")
     axis.set_ylabel("log P(n | q) of the generator")
