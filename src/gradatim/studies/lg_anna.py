@@ -380,9 +380,9 @@ study = Study(
     headline=((MRR, "higher"), ("ndcg@10", "higher")),
     profiles={
         "quick": Profile(
-            seeds=4,
+            seeds=7,
             scale=_SCALE,
-            core_seconds=300,
+            core_seconds=285,
             arms=tuple(arm.name for arm in (*REFERENCES, *LADDER, *QUICK_SWEEP, *PROMPTS)),
         ),
         "standard": Profile(

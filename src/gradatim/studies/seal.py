@@ -321,7 +321,7 @@ study = Study(
     headline=(("mrr", "higher"), ("hits@1", "higher"), ("hits@10", "higher")),
     profiles={
         "quick": Profile(
-            seeds=5, scale=_SCALE, core_seconds=230, arms=tuple(arm.name for arm in WORLD_ARMS), batch=1
+            seeds=5, scale=_SCALE, core_seconds=135, arms=tuple(arm.name for arm in WORLD_ARMS), batch=1
         ),
         "standard": Profile(
             seeds=3,

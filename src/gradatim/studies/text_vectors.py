@@ -257,7 +257,7 @@ study = Study(
     figures=FIGURES,
     headline=((MAP, "higher"), (NDCG, "higher"), (ARI, "higher")),
     profiles={
-        "quick": Profile(seeds=3, scale=_SCALE, core_seconds=120, arms=tuple(arm.name for arm in QUICK_ARMS)),
+        "quick": Profile(seeds=7, scale=_SCALE, core_seconds=270, arms=tuple(arm.name for arm in QUICK_ARMS)),
         "standard": Profile(seeds=5, scale=_STANDARD, core_seconds=5000),
         "paper": Profile(
             seeds=3,
