@@ -20,7 +20,7 @@ from gradatim.inference.search import (
 )
 from gradatim.inference.search.own_questions import own_question, own_questions
 from gradatim.inference.search.passages import StoredPassage
-from gradatim.inference.search.reranking import load_blend, rerank
+from gradatim.inference.search.reranking import load_blend, load_reranker, rerank
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", ".."))
 from tiny_encoder import tiny_encoder
@@ -62,6 +62,19 @@ def test_reranking_orders_the_first_hits_alone():
     assert [p.number for _, p in got] == np.argsort(-mixed).tolist()
     np.testing.assert_allclose([s for s, _ in got], np.sort(mixed)[::-1])
     assert [p.number for _, p in rerank("q", found, Lengths(), depth=4, blend=0.0)] == [0, 1, 2, 3]
+
+
+def test_an_encoders_folder_ranks_by_cosine(encoder):
+    ranker = load_reranker(encoder)
+    found = [
+        (1.0, StoredPassage("f", i, "", text)) for i, text in enumerate(("sort rows", "mean of a matrix"))
+    ]
+    got = rerank("mean of a matrix", found, ranker)
+    assert [p.number for _, p in got] == [1, 0]
+    assert got[0][0] == pytest.approx(1, abs=1e-5)
+    vectors = ranker.encoder.encode(["mean of a matrix", "sort rows"])
+    cosine = vectors[0] @ vectors[1] / np.linalg.norm(vectors[0]) / np.linalg.norm(vectors[1])
+    assert got[1][0] == pytest.approx(cosine, abs=1e-5)
 
 
 def test_a_rerankers_weight_is_read_and_checked(tmp_path):

@@ -8,6 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+from gradatim.inference.search.dense import unit
 from gradatim.inference.search.errors import SearchError
 from gradatim.inference.search.passages import StoredPassage
 from gradatim.inference.search.shard import Scored
@@ -22,7 +26,8 @@ MOST_CHARS = 4000
 @lru_cache(maxsize=4)
 def load_reranker(name: str, device: str | None = "cpu") -> Any:
     """A re-ranker by name: a folder that `ConvKNRM.save_pretrained` wrote, or the folder or Hugging Face name
-    of a sentence-transformers CrossEncoder.
+    of a sentence-transformers CrossEncoder. A folder of an encoder, such as `compare retrieval --save` writes
+    for its re-rankers, ranks by cosine: read as a CrossEncoder it would get a new head, and rank at random.
 
     Raises SearchError with one line for anything else.
     """
@@ -41,10 +46,39 @@ def load_reranker(name: str, device: str | None = "cpu") -> Any:
     from sentence_transformers import CrossEncoder
 
     try:
+        if _is_encoder(folder):
+            from gradatim.models.text_encoder import load_text_encoder
+
+            return CosineRanker(load_text_encoder(name, device))
         return CrossEncoder(name, device=device)
     except Exception as error:  # anything that the hub or a file does
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise SearchError(f"--rerank {name!r} is no re-ranker that can be loaded here ({reason})") from error
+
+
+class CosineRanker:
+    """Scores pairs of texts by the cosine of an encoder's vectors."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
+
+    def predict(self, pairs: Sequence[tuple[str, str]], **_: Any) -> Float[np.ndarray, " pairs"]:
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        vectors = unit(np.asarray(self.encoder.encode(texts, show_progress_bar=False), np.float32))
+        row = {text: i for i, text in enumerate(texts)}
+        queries, docs = ([row[pair[side]] for pair in pairs] for side in (0, 1))
+        return np.einsum("pd,pd->p", vectors[queries], vectors[docs])
+
+
+def _is_encoder(folder: Path) -> bool:
+    """Whether a folder in sentence-transformers format holds a bi-encoder."""
+    if not (folder / "modules.json").is_file():
+        return False
+    try:
+        config = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+        return bool(config.get("model_type", "SentenceTransformer") == "SentenceTransformer")
+    except FileNotFoundError:
+        return True  # as old as the format: then there was only one kind
 
 
 def _is_conv_knrm(folder: Path) -> bool:
