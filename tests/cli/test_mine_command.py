@@ -132,6 +132,7 @@ def test_rows_are_read_by_compare(run, data, encoder, tmp_path):
         (("--model", "/nowhere"), "is no folder"),
         (("--data", "absent"), "absent"),
         (("--rerank", "./absent"), "no such folder"),
+        (("--rerank", "./encoder"), "is an encoder, no cross-encoder; give it as --model"),
         (("--margin", "absolute:3"), "leaves no candidate to 22 of 22 queries"),
         (("--margin", "absolute:3"), "try --several max"),
     ],

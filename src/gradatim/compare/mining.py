@@ -156,9 +156,11 @@ def _vectors(scale: Scale, task: RetrievalTask, asked: Sequence[str]) -> tuple[T
 def _reranker(name: str | None, scale: Scale) -> CachedScores | None:
     if name is None:
         return None
-    from gradatim.inference.search.reranking import load_reranker
+    from gradatim.inference.search.reranking import CosineRanker, load_reranker
 
     model = load_reranker(name, scale["device"])
+    if isinstance(model, CosineRanker):
+        raise DataError("is an encoder, no cross-encoder", "give it as --model", file=name)
     return CachedScores(model, weights_digest(model), default_cache() / "scores")
 
 
