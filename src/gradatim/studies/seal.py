@@ -326,7 +326,7 @@ study = Study(
         "standard": Profile(
             seeds=3,
             scale={**_SCALE, "steps": 2500, "queries": 100, "text": _DOCSTRINGS},
-            core_seconds=3700,
+            core_seconds=2200,
             batch=1,
         ),
         "paper": Profile(
