@@ -5,6 +5,7 @@ Run as a program with a folder and this process's rank.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -92,7 +93,9 @@ def main(folder, rank):
         total = total + mean(value)
     out["tasks"] = {"total": total, "grad": weight.weight.grad}
     torch.save(out, f"{folder}/out{rank}.pt")
+    dist.barrier()  # else one takes the connection down while the other still speaks
     dist.destroy_process_group()
+    os._exit(0)  # threads of gloo that end late abort an interpreter that ends first
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from gradatim.losses import MultiPositiveRankingLoss
 from gradatim.losses.gather import gather_rows
 
 WORKER = """
-import sys, warnings
+import os, sys, warnings
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from gradatim.losses import CachedMultiPositiveRankingLoss, MultiPositiveRankingLoss
@@ -55,7 +55,9 @@ MultiPositiveRankingLoss(None, gather_across_devices=True).compute_loss_from_emb
 ).backward()
 out["half empty"] = weight.weight.grad
 torch.save(out, f"{folder}/out{rank}.pt")
+dist.barrier()  # else one takes the connection down while the other still speaks
 dist.destroy_process_group()
+os._exit(0)  # threads of gloo that end late abort an interpreter that ends first
 """
 
 

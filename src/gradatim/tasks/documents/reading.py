@@ -64,22 +64,26 @@ def read_files(
     limits = limits or ReadLimits()
     waiting = iter(files)
     workers = [_Worker(limits) for _ in range(max(1, jobs))]
-    with ThreadPoolExecutor(len(workers)) as pool:
-        try:
-            running: dict[Future[ReadFile], _Worker] = {}
-            for worker in workers:
-                if (file := next(waiting, None)) is not None:
-                    running[pool.submit(worker.read, Path(folder), file)] = worker
-            while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    worker = running.pop(future)
+    try:
+        with ThreadPoolExecutor(len(workers)) as pool:
+            try:
+                running: dict[Future[ReadFile], _Worker] = {}
+                for worker in workers:
                     if (file := next(waiting, None)) is not None:
                         running[pool.submit(worker.read, Path(folder), file)] = worker
-                    yield future.result()
-        finally:
-            for worker in workers:
-                worker.close()
+                while running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        worker = running.pop(future)
+                        if (file := next(waiting, None)) is not None:
+                            running[pool.submit(worker.read, Path(folder), file)] = worker
+                        yield future.result()
+            finally:
+                for worker in workers:
+                    worker.close()
+    finally:
+        for worker in workers:  # one that a thread had started again meanwhile
+            worker.close()
 
 
 class _Worker:
@@ -155,14 +159,15 @@ class _Worker:
         return self.process
 
     def close(self) -> None:
-        if self.process is None:
+        # Taken away at once: the thread that reads and the one that gives up may both close.
+        process, self.process = self.process, None
+        if process is None:
             return
-        self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
             try:
                 if pipe is not None:
                     pipe.close()
             except OSError:
                 pass
-        self.process.wait()
-        self.process = None
+        process.wait()
