@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from gradatim.losses import MultiPositiveRankingLoss
 from gradatim.losses.gather import gather_rows
+from two_processes import two_processes
 
 WORKER = """
 import os, sys, warnings
@@ -80,17 +78,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def distributed(case, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gloo")
-    torch.save(case, folder / "case.pt")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), str(rank)], stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], errors
-    return [torch.load(folder / f"out{rank}.pt", weights_only=True) for rank in range(2)]
+    return two_processes(["-c", WORKER], case, tmp_path_factory.mktemp("gloo"))
 
 
 def single(case, objective="lse-pair", labels=None):

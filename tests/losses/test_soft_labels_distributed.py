@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import soft_label_processes
 from gradatim.curricula import TaskBatchSampler
 from soft_label_processes import CASES, by_task, linear, parts, soft, task_loss
+from two_processes import two_processes
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +35,7 @@ def case():
 
 @pytest.fixture(scope="module")
 def distributed(case, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gloo")
-    torch.save(case, folder / "case.pt")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, soft_label_processes.__file__, str(folder), str(rank)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], errors
-    return [torch.load(folder / f"out{rank}.pt", weights_only=True) for rank in range(2)]
+    return two_processes([soft_label_processes.__file__], case, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

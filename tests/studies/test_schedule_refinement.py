@@ -9,7 +9,7 @@ from gradatim.bench import Results, tuning_seeds
 from gradatim.bench.verdict import judge
 from gradatim.optim import GradNormRecorder, refine_schedule
 from gradatim.optim.shapes import linear, shape
-from gradatim.studies import schedule_refinement as module
+from gradatim.studies import schedule_trials as module
 from gradatim.studies.schedule_refinement import study
 from gradatim.studies.schedule_streams import (
     Adam,

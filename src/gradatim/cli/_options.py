@@ -37,6 +37,12 @@ Timeout = Annotated[
     float | None, typer.Option("--timeout", min=0.001, help="Seconds a single trial may take.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what the board already holds.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+ModelDevice = Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda ... or auto.")]
+MostPassages = Annotated[
+    int, typer.Option("--max-rows", min=100, help="Passages kept (judged ones always are).")
+]
+MostQueries = Annotated[int, typer.Option("--max-queries", min=20, help="Queries kept.")]
 
 
 def seconds(text: str) -> float:

@@ -55,11 +55,9 @@ def retrieval(
         typer.Option("--scale", help="Scale (1 / temperature) to choose from; repeatable."),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the queries.")] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    max_rows: Annotated[
-        int, typer.Option("--max-rows", min=100, help="Passages kept (judged ones always are).")
-    ] = 100_000,
-    max_queries: Annotated[int, typer.Option("--max-queries", min=20, help="Queries kept.")] = 20_000,
+    device: o.Device = "cpu",
+    max_rows: o.MostPassages = 100_000,
+    max_queries: o.MostQueries = 20_000,
     save: Save = None,
     seeds: Repeats = 5,
     jobs: o.Jobs = None,

@@ -58,7 +58,7 @@ def index(
     file_timeout: Annotated[
         float, typer.Option("--file-timeout", min=0.1, help="Seconds without a sign of life from a file.")
     ] = 30.0,
-    device: Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda ... or auto.")] = "cpu",
+    device: o.ModelDevice = "cpu",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the old index, read everything again.")
     ] = False,

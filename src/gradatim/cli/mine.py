@@ -45,11 +45,9 @@ def mine(
     ] = "rows",
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Longer texts are cut.")] = 128,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of random draws.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    max_rows: Annotated[
-        int, typer.Option("--max-rows", min=100, help="Passages kept (judged ones always are).")
-    ] = 100_000,
-    max_queries: Annotated[int, typer.Option("--max-queries", min=20, help="Queries kept.")] = 20_000,
+    device: o.Device = "cpu",
+    max_rows: o.MostPassages = 100_000,
+    max_queries: o.MostQueries = 20_000,
     as_json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:

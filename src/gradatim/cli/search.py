@@ -29,7 +29,7 @@ def search(
     ] = None,
     engine: o.EngineName = "local",
     ray_address: o.RayAddress = None,
-    device: Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda ... or auto.")] = "cpu",
+    device: o.ModelDevice = "cpu",
     full: Annotated[bool, typer.Option("--full", help="Show whole passages.")] = False,
     as_json: o.Json = False,
 ) -> None:

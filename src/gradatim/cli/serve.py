@@ -23,7 +23,7 @@ def serve(
     ] = None,
     engine: o.EngineName = "local",
     ray_address: o.RayAddress = None,
-    device: Annotated[str, typer.Option("--device", help="Where models run: cpu, cuda ... or auto.")] = "cpu",
+    device: o.ModelDevice = "cpu",
 ) -> None:
     """Serve a search page: methods side by side, for this machine alone unless told otherwise."""
     import uvicorn

@@ -304,7 +304,7 @@ def test_torn_work_is_dropped(tmp_path):
 
     with pytest.raises(StopHere):
         build_index(folder, tmp_path / "ix", on_progress=stopping)
-    journal = tmp_path / "ix/work/shard-0000/read.jsonl"
+    journal = tmp_path / "ix" / "work" / "shard-0000" / "read.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     assert len(lines) == 3
     journal.write_bytes(b"".join(lines[:2]) + lines[2][:50])  # a kill in the middle of a line

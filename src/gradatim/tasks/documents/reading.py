@@ -64,25 +64,24 @@ def read_files(
     limits = limits or ReadLimits()
     waiting = iter(files)
     workers = [_Worker(limits) for _ in range(max(1, jobs))]
+    pool = ThreadPoolExecutor(len(workers))
     try:
-        with ThreadPoolExecutor(len(workers)) as pool:
-            try:
-                running: dict[Future[ReadFile], _Worker] = {}
-                for worker in workers:
-                    if (file := next(waiting, None)) is not None:
-                        running[pool.submit(worker.read, Path(folder), file)] = worker
-                while running:
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        worker = running.pop(future)
-                        if (file := next(waiting, None)) is not None:
-                            running[pool.submit(worker.read, Path(folder), file)] = worker
-                        yield future.result()
-            finally:
-                for worker in workers:
-                    worker.close()
+        running: dict[Future[ReadFile], _Worker] = {}
+        for worker in workers:
+            if (file := next(waiting, None)) is not None:
+                running[pool.submit(worker.read, Path(folder), file)] = worker
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                worker = running.pop(future)
+                if (file := next(waiting, None)) is not None:
+                    running[pool.submit(worker.read, Path(folder), file)] = worker
+                yield future.result()
     finally:
-        for worker in workers:  # one that a thread had started again meanwhile
+        for worker in workers:
+            worker.close()
+        pool.shutdown(cancel_futures=True)
+        for worker in workers:  # one that its thread had started again meanwhile
             worker.close()
 
 
